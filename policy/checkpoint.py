@@ -1,0 +1,135 @@
+"""Checkpoints on disk: one safetensors file each, durable before it counts, checked when read.
+
+A file holds named tensors, metadata, and the sha256 of both. It is written beside its final name,
+flushed to the disk, renamed, and the folder is flushed: after a crash there is the old file or the
+new one, never half of one.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from policy.errors import CheckpointRefused
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+_STEM = re.compile(r"\d{8}-\d{12}")
+_CHECKSUM = "sha256"
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint file holds."""
+
+    tensors: Tensors
+    metadata: dict[str, str]
+
+
+def file_name(epoch: int, version: int) -> str:
+    """Name of a version's checkpoint; names sort as versions do.
+
+    >>> file_name(1, 42)
+    '00000001-000000000042.ckpt'
+    """
+    return f"{epoch:08d}-{version:012d}.ckpt"
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, npt.NDArray[np.generic]],
+    metadata: Mapping[str, str],
+    keep: int,
+) -> Path:
+    """Write a checkpoint durably, then delete the oldest ones and what a crash left half-written.
+
+    A folder has one writer.
+
+    Args:
+        folder: where the checkpoints are; made if it is not there.
+        tensors: by name.
+        metadata: text by name; `epoch` and `version`, whole numbers, name the file.
+        keep: checkpoints that stay, at least 1.
+
+    Returns:
+        the file, which is durable.
+
+    Raises:
+        ValueError: fewer than one checkpoint is to be kept.
+    """
+    if keep < 1:
+        raise ValueError(f"expected at least 1 checkpoint to be kept, seen {keep}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name(int(metadata["epoch"]), int(metadata["version"]))
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    checksum = digest(contiguous, metadata).hex()
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(save(contiguous, metadata={**metadata, _CHECKSUM: checksum}))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    for old in (*_all(folder)[:-keep], *_all(folder, ".tmp")):
+        old.unlink(missing_ok=True)
+    return path
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the highest epoch and version, or None; half-written files do not count."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def load(file: Path) -> Checkpoint:
+    """Read a checkpoint and check it against its sha256.
+
+    Raises:
+        CheckpointRefused: the file is not there, not a checkpoint, or not what was written.
+    """
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            metadata: dict[str, str] = dict(opened.metadata() or {})
+            tensors: Tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointRefused(f"{file}: expected a checkpoint, seen: {error}") from None
+    expected = metadata.pop(_CHECKSUM, "nothing")
+    seen = digest(tensors, metadata).hex()
+    if seen != expected:
+        raise CheckpointRefused(f"{file}: expected sha256 {expected}, seen {seen}")
+    return Checkpoint(tensors, metadata)
+
+
+def digest(
+    tensors: Mapping[str, npt.NDArray[np.generic]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """sha256 over named tensors and metadata, in the order of the names.
+
+    Args:
+        tensors: by name.
+        metadata: text by name; part of the digest.
+    """
+    state = hashlib.sha256(json.dumps(dict(metadata or {}), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = np.asarray(tensors[name], order="C")
+        state.update(json.dumps([name, tensor.dtype.str, tensor.shape]).encode())
+        state.update(tensor.tobytes())
+    return state.digest()
+
+
+def _all(folder: Path, suffix: str = ".ckpt") -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.suffix == suffix)
+    return sorted(path for path in found if _STEM.fullmatch(path.stem))

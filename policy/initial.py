@@ -1,0 +1,85 @@
+"""Version 0: the declared baseline as parameters, and the shape of the policy function.
+
+The policy function is written twice, in numpy for serving and in torch for learning
+(`policy/network.py`); both read these tensors and constants:
+
+    z     = clip((x - feature_mean) / feature_scale, -CONTEXT_CLIP, CONTEXT_CLIP)
+    h1    = relu(hidden0_weight z + hidden0_bias)
+    h2    = relu(hidden1_weight h1 + hidden1_bias)
+    m     = softmax((1 - gate) static_logits + gate (mean_weight h2 + mean_bias))
+    kappa = exp(lo + (hi - lo) sigmoid(concentration_weight . h2 + concentration_bias))
+    alpha = kappa ((1 - MEAN_FLOOR) m + MEAN_FLOOR / M),   lo, hi = log CONCENTRATION_BOUNDS
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from policy.dirichlet import keyed_generator
+from policy.schema import Schema
+
+Floats = npt.NDArray[np.float64]
+
+HIDDEN_UNITS = 64
+CONTEXT_CLIP = 4.0
+"""Standardised features are kept within this distance of 0."""
+MEAN_FLOOR = 0.02
+"""Share of the mean that is spread evenly, so that no alpha vanishes."""
+CONCENTRATION_BOUNDS = (4.0, 200.0)
+"""Least and greatest sum of alpha."""
+INITIAL_CONCENTRATION = 20.0
+LEAST_INITIAL_MEAN = 1e-3
+"""An objective whose baseline weight is 0 starts here: at 0 it could never be learned."""
+
+
+def parameter_shapes(schema: Schema, hidden: int = HIDDEN_UNITS) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every serving tensor; all are float64."""
+    features, objectives = schema.n_features, schema.n_objectives
+    return {
+        "feature_mean": (features,),
+        "feature_scale": (features,),
+        "static_logits": (objectives,),
+        "hidden0_weight": (hidden, features),
+        "hidden0_bias": (hidden,),
+        "hidden1_weight": (hidden, hidden),
+        "hidden1_bias": (hidden,),
+        "mean_weight": (objectives, hidden),
+        "mean_bias": (objectives,),
+        "concentration_weight": (hidden,),
+        "concentration_bias": (1,),
+        "gate": (1,),
+    }
+
+
+def initial_parameters(schema: Schema, seed: int) -> dict[str, Floats]:
+    """The parameters of version 0, the same in server and learner.
+
+    Its mean fusion weights are the schema's baseline for every context, as nearly as `MEAN_FLOOR`
+    and `LEAST_INITIAL_MEAN` allow.
+
+    Args:
+        schema: the policy's schema.
+        seed: of the hidden layers' weights.
+
+    Returns:
+        tensors by name; see `parameter_shapes`.
+    """
+    shapes = parameter_shapes(schema)
+    parameters = {name: np.zeros(shape) for name, shape in shapes.items()}
+    parameters["feature_scale"] += 1
+    for name in ("hidden0_weight", "hidden1_weight"):
+        generator = keyed_generator("initial", str(seed), schema.policy, name)
+        spread = math.sqrt(2 / shapes[name][1])
+        parameters[name] = generator.standard_normal(shapes[name]) * spread
+    floors = schema.floors()
+    target = (schema.baseline() - floors) / (1 - math.fsum(floors))
+    mean = (target - MEAN_FLOOR / schema.n_objectives) / (1 - MEAN_FLOOR)
+    mean = np.maximum(mean, LEAST_INITIAL_MEAN)
+    logits = np.log(mean / mean.sum())
+    parameters["static_logits"] = logits
+    parameters["mean_bias"] = logits.copy()
+    low, high = map(math.log, CONCENTRATION_BOUNDS)
+    share = (math.log(INITIAL_CONCENTRATION) - low) / (high - low)
+    parameters["concentration_bias"][0] = math.log(share / (1 - share))
+    return parameters

@@ -1,0 +1,100 @@
+"""The policy function in torch; `policy/initial.py` has its formula and its tensors.
+
+Serving computes the same in numpy; a test holds the two together.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, MEAN_FLOOR
+
+FIXED = ("feature_mean", "feature_scale", "gate")
+"""Tensors that are measured rather than learned by gradient."""
+
+
+class Heads(NamedTuple):
+    """What the network says about a batch of contexts, before static and contextual are mixed."""
+
+    static_logits: Tensor
+    """[request, objective] the same in every row."""
+    contextual_logits: Tensor
+    """[request, objective]"""
+    concentration: Tensor
+    """[request] sum of alpha."""
+
+
+class PolicyNetwork(nn.Module):
+    """Context → alpha. All tensors are float64.
+
+    Args:
+        parameters: the serving tensors by name; they are copied.
+    """
+
+    def __init__(self, parameters: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        super().__init__()
+        for name, value in parameters.items():
+            tensor = torch.tensor(value, dtype=torch.float64)
+            if name in FIXED:
+                self.register_buffer(name, tensor)
+            else:
+                self.register_parameter(name, nn.Parameter(tensor))
+
+    def heads(self, features: Tensor) -> Heads:
+        """Evaluate both parts.
+
+        Args:
+            features: [request, feature] in the schema's units.
+        """
+        p = dict(self.named_parameters()) | dict(self.named_buffers())
+        context = (features - p["feature_mean"]) / p["feature_scale"]
+        context = context.clamp(-CONTEXT_CLIP, CONTEXT_CLIP)
+        hidden = torch.relu(context @ p["hidden0_weight"].T + p["hidden0_bias"])
+        hidden = torch.relu(hidden @ p["hidden1_weight"].T + p["hidden1_bias"])
+        low, high = map(math.log, CONCENTRATION_BOUNDS)
+        level = hidden @ p["concentration_weight"] + p["concentration_bias"]
+        return Heads(
+            static_logits=p["static_logits"].expand(len(features), -1),
+            contextual_logits=hidden @ p["mean_weight"].T + p["mean_bias"],
+            concentration=torch.exp(low + (high - low) * torch.sigmoid(level)),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[request, objective] alpha of the served policy, from [request, feature]."""
+        heads = self.heads(features)
+        return alpha(mixed_mean(heads, self.get_buffer("gate")), heads.concentration)
+
+    def tensors(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Copies of the serving tensors by name."""
+        return {name: tensor.numpy().copy() for name, tensor in self.state_dict().items()}
+
+
+def mixed_mean(heads: Heads, gate: Tensor | float) -> Tensor:
+    """[request, objective] softmax of static and contextual logits, mixed by the gate in [0, 1]."""
+    logits = (1 - gate) * heads.static_logits + gate * heads.contextual_logits
+    return torch.softmax(logits, dim=-1)
+
+
+def floored(mean: Tensor) -> Tensor:
+    """[..., objective] the mean with `MEAN_FLOOR` of it spread evenly."""
+    return (1 - MEAN_FLOOR) * mean + MEAN_FLOOR / mean.shape[-1]
+
+
+def alpha(mean: Tensor, concentration: Tensor) -> Tensor:
+    """[..., objective] Dirichlet parameters of a mean [..., objective] and concentration [...]."""
+    return concentration[..., None] * floored(mean)
+
+
+def configure_torch() -> None:
+    """Make torch's results repeat bit for bit: one thread, deterministic algorithms only.
+
+    MKL must be told as well, by `MKL_CBWR=COMPATIBLE` in the environment before torch is imported.
+    """
+    torch.set_num_threads(1)
+    # Not `use_deterministic_algorithms`, which also loads torch's compiler (1.4 s, 150 MB).
+    torch.set_deterministic_debug_mode("error")

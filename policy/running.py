@@ -1,0 +1,186 @@
+"""What the learner remembers beside its parameters: statistics, the gate's record, past requests.
+
+Each keeps its memory in plain arrays, so that a checkpoint can hold it exactly. numpy only.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from policy.batch import Request
+from policy.fusion import Floats
+
+State = dict[str, npt.NDArray[np.generic]]
+
+
+class ContextScale:
+    """Running mean and standard deviation of the features, over every request learned from.
+
+    Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979.
+    """
+
+    def __init__(self, features: int) -> None:
+        self._count = np.zeros(1)
+        self._mean = np.zeros(features)
+        self._squares = np.zeros(features)
+
+    def add(self, features: Floats) -> None:
+        """Take in [request, feature] contexts."""
+        count, total = len(features), self._count[0] + len(features)
+        mean = features.mean(axis=0)
+        shift = mean - self._mean
+        self._squares = (
+            self._squares
+            + ((features - mean) ** 2).sum(axis=0)
+            + shift**2 * (self._count[0] * count / total)
+        )
+        self._mean = self._mean + shift * (count / total)
+        self._count = np.array([total])
+
+    def mean_and_scale(self) -> tuple[Floats, Floats]:
+        """[feature] mean and [feature] standard deviation; 1 where a feature has not varied."""
+        deviation = np.sqrt(self._squares / max(self._count[0], 1))
+        varies = deviation > 1e-9 * np.abs(self._mean)
+        return self._mean.copy(), np.where(varies, deviation, 1)
+
+    def state(self) -> State:
+        """Everything, to be kept in a checkpoint."""
+        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Continue from what `state` returned."""
+        self._count, self._mean, self._squares = (
+            state[name].astype(np.float64) for name in ("count", "mean", "squares")
+        )
+
+
+class RunningIdeal:
+    """Running mean of the requests' ideal gain, over requests that have any.
+
+    Args:
+        half_life: requests after which a request counts half.
+    """
+
+    def __init__(self, half_life: float) -> None:
+        self._half_life = half_life
+        self._sums = np.zeros(2)
+
+    def add(self, ideal: Floats) -> None:
+        """Take in [request] ideals in gain units; zeros are requests without outcome."""
+        earned = ideal[ideal > 0]
+        decay = 0.5 ** (len(earned) / self._half_life)
+        self._sums = self._sums * decay + np.array([earned.sum(), len(earned)])
+
+    def mean(self) -> float:
+        """In gain units; 1 before the first outcome."""
+        total, count = self._sums.tolist()
+        return total / count if count else 1.0
+
+    def state(self) -> State:
+        """Everything, to be kept in a checkpoint."""
+        return {"sums": self._sums}
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Continue from what `state` returned."""
+        self._sums = state["sums"].astype(np.float64)
+
+
+class Gate:
+    """How much of the contextual part is served: earned, not assumed.
+
+    Each batch scores, before it is learned from, the means that every opening would have served.
+    An opening's lead over the static mean is its summed advantage less one standard deviation of
+    that sum, so context that does not pay stays out.
+
+    Args:
+        half_life: informative requests after which a request counts half.
+    """
+
+    OPENINGS = (0.0, 0.25, 0.5, 1.0)
+
+    def __init__(self, half_life: float) -> None:
+        self._half_life = half_life
+        self._sums = np.zeros((2, len(self.OPENINGS)))
+
+    def add(self, rewards: Floats) -> None:
+        """Take in [request, opening] rewards of the means, in reward units."""
+        lead = rewards - rewards[:, :1]
+        decay = 0.5 ** (int(np.any(lead != 0, axis=1).sum()) / self._half_life)
+        self._sums = self._sums * decay + np.array([lead.sum(axis=0), (lead**2).sum(axis=0)])
+
+    def opening(self) -> float:
+        """The opening with the greatest lead, in [0, 1]."""
+        lead = self._sums[0] - np.sqrt(self._sums[1])
+        return self.OPENINGS[int(np.argmax(lead))]
+
+    def state(self) -> State:
+        """Everything, to be kept in a checkpoint."""
+        return {"sums": self._sums}
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Continue from what `state` returned."""
+        self._sums = state["sums"].astype(np.float64)
+
+
+class PastRequests:
+    """The latest requests with an outcome, to be learned from again; kept as float32.
+
+    Args:
+        most_items: shown items that are kept in total; the oldest requests go first.
+    """
+
+    def __init__(self, most_items: int) -> None:
+        self._most_items = most_items
+        self._items = 0
+        self._requests: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Take in requests in the slot's order; those without outcome are left out."""
+        for request in requests:
+            if request.values.any():
+                kept = Request(*(array.astype(np.float32).astype(np.float64) for array in request))
+                self._requests.append(kept)
+                self._items += len(kept.values)
+        gone = 0
+        while self._items > self._most_items:
+            self._items -= len(self._requests[gone].values)
+            gone += 1
+        del self._requests[:gone]
+
+    def draw(self, generator: np.random.Generator, count: int) -> list[Request]:
+        """Draw requests evenly, with repetition."""
+        chosen: list[int] = generator.integers(len(self._requests), size=count).tolist()
+        return [self._requests[i] for i in chosen]
+
+    def state(self) -> State:
+        """Everything, to be kept in a checkpoint."""
+        if not self._requests:
+            return {}
+        return {
+            "lengths": np.array([len(r.values) for r in self._requests], dtype=np.int64),
+            "features": np.array([r.features for r in self._requests], dtype=np.float32),
+            "signals": np.concatenate([r.signals for r in self._requests]).astype(np.float32),
+            "values": np.concatenate([r.values for r in self._requests]).astype(np.float32),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Continue from what `state` returned."""
+        self._requests = []
+        if state:
+            features, signals, values = (
+                state[name].astype(np.float64) for name in ("features", "signals", "values")
+            )
+            ends = np.cumsum(state["lengths"].astype(np.int64))[:-1]
+            self._requests = [
+                Request(*parts)
+                for parts in zip(
+                    features, np.split(signals, ends), np.split(values, ends), strict=True
+                )
+            ]
+        self._items = math.floor(sum(len(r.values) for r in self._requests))

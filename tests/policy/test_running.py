@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.batch import Request
+from policy.running import ContextScale, Gate, PastRequests, RunningIdeal
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32), batches=st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_mean_and_scale_are_those_of_everything_seen(seed: int, batches: list[int]) -> None:
+    generator = np.random.default_rng(seed)
+    seen = [generator.normal(size=(count, 3)) * [1, 1e-4, 1e4] + 1e3 for count in batches]
+    scale = ContextScale(3)
+    for features in seen:
+        scale.add(features)
+    mean, deviation = scale.mean_and_scale()
+    everything = np.concatenate(seen)
+    np.testing.assert_allclose(mean, everything.mean(axis=0), rtol=1e-12)
+    if len(everything) > 1:
+        np.testing.assert_allclose(deviation, everything.std(axis=0), rtol=1e-6)
+
+
+def test_a_feature_that_never_varies_is_not_divided_by_zero() -> None:
+    scale = ContextScale(2)
+    for _ in range(100):
+        scale.add(np.array([[0.1, 0.0], [0.1, 2.0]]))
+    mean, deviation = scale.mean_and_scale()
+    np.testing.assert_allclose(mean, [0.1, 1.0])
+    np.testing.assert_allclose(deviation, [1.0, 1.0])
+
+
+def test_before_anything_was_seen_features_pass_unchanged() -> None:
+    mean, deviation = ContextScale(2).mean_and_scale()
+    assert mean.tolist() == [0, 0]
+    assert deviation.tolist() == [1, 1]
+
+
+def test_the_running_ideal_counts_requests_with_an_outcome() -> None:
+    ideal = RunningIdeal(half_life=1e12)
+    assert ideal.mean() == 1.0
+    ideal.add(np.array([0.0, 2.0, 0.0]))
+    ideal.add(np.array([0.0, 0.0]))
+    ideal.add(np.array([4.0, 6.0]))
+    assert ideal.mean() == pytest.approx(4.0)
+
+
+def test_the_running_ideal_forgets() -> None:
+    ideal = RunningIdeal(half_life=1.0)
+    ideal.add(np.array([8.0]))
+    ideal.add(np.array([2.0]))
+    assert ideal.mean() == pytest.approx((8 / 2 + 2) / (1 / 2 + 1))
+
+
+def openings(*leads: float) -> list[float]:
+    """Rewards of the four openings, as leads over the closed gate."""
+    return [0.5 + lead for lead in (0.0, *leads)]
+
+
+def test_the_gate_opens_as_far_as_it_has_earned() -> None:
+    gate = Gate(half_life=2_000)
+    assert gate.opening() == 0.0
+    gate.add(np.array([openings(0.1, 0.2, 0.1)]))
+    # A single request proves nothing: the lead is one standard deviation.
+    assert gate.opening() == 0.0
+    gate.add(np.array([openings(0.1, 0.2, 0.1)] * 3))
+    assert gate.opening() == 0.5
+
+
+def test_the_gate_stays_shut_where_context_does_not_pay() -> None:
+    generator = np.random.default_rng(0)
+    gate = Gate(half_life=500)
+    opened = 0
+    for _ in range(400):
+        noise = generator.normal(-0.02, 0.1, (25, 3))
+        gate.add(np.concatenate([np.full((25, 1), 0.5), 0.5 + noise], axis=1))
+        opened += gate.opening() > 0
+    assert opened < 20
+
+
+def test_the_gate_shuts_again_when_context_stops_paying() -> None:
+    gate = Gate(half_life=100)
+    gate.add(np.array([openings(0.1, 0.2, 0.3)] * 500))
+    assert gate.opening() == 1.0
+    gate.add(np.array([openings(-0.1, -0.2, -0.3)] * 500))
+    assert gate.opening() == 0.0
+
+
+def test_requests_that_tell_nothing_do_not_age_the_gate() -> None:
+    gate = Gate(half_life=10)
+    gate.add(np.array([openings(0.1, 0.2, 0.3)] * 20))
+    before = gate.state()["sums"].copy()
+    gate.add(np.full((1_000, 4), 0.5))
+    assert (gate.state()["sums"] == before).all()
+
+
+def request(items: int, gain: float, feature: float = 0.0) -> Request:
+    values = np.zeros(items)
+    values[0] = gain
+    return Request(np.array([feature, 1 / 3]), np.full((items, 2), 0.1), values)
+
+
+def test_past_requests_are_the_latest_with_an_outcome() -> None:
+    past = PastRequests(most_items=25)
+    past.add([request(10, 1.0, feature) for feature in (1, 2)] + [request(10, 0.0, 3)])
+    assert len(past) == 2
+    past.add([request(10, 1.0, 4), request(5, 1.0, 5)])
+    # 10 + 10 + 10 + 5 items: the oldest had to go.
+    assert len(past) == 3
+    drawn = past.draw(np.random.default_rng(0), 100)
+    assert {r.features[0] for r in drawn} == {2, 4, 5}
+
+
+def test_past_requests_are_the_same_after_a_restore() -> None:
+    past = PastRequests(most_items=1_000)
+    past.add([request(items, math.pi, items) for items in (3, 1, 7)])
+    other = PastRequests(most_items=1_000)
+    other.restore(past.state())
+    assert len(other) == 3
+    one, same = (p.draw(np.random.default_rng(1), 20) for p in (past, other))
+    for left, right in zip(one, same, strict=True):
+        for a, b in zip(left, right, strict=True):
+            assert a.tobytes() == b.tobytes()
+            assert a.dtype == b.dtype
+    past.add([request(990, 1.0)])
+    other.add([request(990, 1.0)])
+    assert len(past) == len(other) == 3
+
+
+def test_no_past_is_restored_as_no_past() -> None:
+    past = PastRequests(most_items=10)
+    past.restore(PastRequests(most_items=10).state())
+    assert len(past) == 0
