@@ -1,0 +1,146 @@
+"""What goes into the join of one partition and what comes out of it."""
+
+import enum
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from policy.errors import SettingsError
+
+NEVER = -(2**63)
+"""Time of a log of which nothing has been read: the smallest int64."""
+
+
+class Log(enum.Enum):
+    """The two input logs; the value is the topic's name without prefix and version."""
+
+    IMPRESSIONS = "impressions"
+    CONVERSIONS = "conversions"
+
+
+class Record(NamedTuple):
+    """One record of an input log, as it was fetched."""
+
+    offset: int
+    timestamp_ms: int
+    """Milliseconds since 1970 UTC: the broker's stamp, or the event's own (CreateTime)."""
+    key: bytes | None
+    value: bytes | None
+    tick: bool
+    """Whether the record carries the tick's header."""
+
+
+class Cursor(NamedTuple):
+    """A position in both input logs."""
+
+    impression_offset: int
+    conversion_offset: int
+
+
+class Kind(enum.Enum):
+    """Which topic an output goes to."""
+
+    LATE = "late"
+    ORPHANS = "orphans"
+    DEAD_LETTERS = "dead-letters"
+    REWARD_GROUPS = "reward-groups"
+
+
+class Output(NamedTuple):
+    """One record to be written, always to the partition that the inputs have."""
+
+    kind: Kind
+    key: bytes
+    value: bytes
+
+
+class Step(NamedTuple):
+    """What one batch led to. Write in this order, each list acknowledged before the next."""
+
+    side: list[Output]
+    groups: list[Output]
+    progress: list[Output]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSettings:
+    """How long the join waits and what it takes.
+
+    Raises:
+        SettingsError: a number is out of its range.
+    """
+
+    window_ms: int
+    """Attribution window W, at least 1."""
+    early_ms: int
+    """Early allowance E: how much earlier than its impression a conversion may be logged."""
+    late_ms: int
+    """Late horizon L, W ≤ L ≤ 2W + E: up to here a conversion is late, beyond it an orphan."""
+    max_open_groups: int = 100_000
+    """While so many groups are open, impressions wait."""
+    progress_step_ms: int = 250
+    """Progress is written whenever another multiple of this has been reached; should divide the
+    learner's slot."""
+    max_record_bytes: int = 1_000_000
+    """Key and value of an input record may have so many bytes together."""
+
+    def __post_init__(self) -> None:
+        longest = 2 * self.window_ms + self.early_ms
+        for name, least, most in (
+            ("window_ms", 1, None),
+            ("early_ms", 0, None),
+            ("late_ms", self.window_ms, longest),
+            ("max_open_groups", 1, None),
+            ("progress_step_ms", 1, None),
+            ("max_record_bytes", 1, None),
+        ):
+            seen = getattr(self, name)
+            if seen < least or (most is not None and seen > most):
+                limits = f"at least {least}" if most is None else f"{least} to {most}"
+                raise SettingsError(f"{name}: expected {limits}, seen {seen}")
+
+    @property
+    def max_request_bytes(self) -> int:
+        """How many bytes the conversions of one request may have within D_c, as a group holds them.
+
+        So the size of a group is bounded, and no request can stop a partition.
+        """
+        return 4 * self.max_record_bytes
+
+    @property
+    def repeat_ms(self) -> int:
+        """D = W + E: an impression within it of a valid one of its request is a duplicate."""
+        return self.window_ms + self.early_ms
+
+    @property
+    def conversion_repeat_ms(self) -> int:
+        """D_c = L + E: the same for a conversion of its request and conversion_id."""
+        return self.late_ms + self.early_ms
+
+    @property
+    def impression_rewind_ms(self) -> int:
+        """How far before the frontier a new owner begins to read impressions: E + L + D."""
+        return self.early_ms + self.late_ms + self.repeat_ms
+
+    @property
+    def conversion_rewind_ms(self) -> int:
+        """How far before the frontier a new owner begins to read conversions: E + D_c."""
+        return self.early_ms + self.conversion_repeat_ms
+
+    def digest(self, schema_digest: bytes) -> bytes:
+        """sha256 over everything that decides what the join writes.
+
+        Not over what only decides when: `max_open_groups` and `progress_step_ms`.
+
+        Args:
+            schema_digest: sha256 of the policy's schema.
+        """
+        content = {
+            "window_ms": self.window_ms,
+            "early_ms": self.early_ms,
+            "late_ms": self.late_ms,
+            "max_record_bytes": self.max_record_bytes,
+            "schema": schema_digest.hex(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()

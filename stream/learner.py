@@ -1,0 +1,408 @@
+"""The learner process: reward groups in, checkpoints on disk, versions out.
+
+Kafka's part in it is a log and nothing more: positions come from the checkpoint, there is no
+consumer group, and a version is published only after the checkpoint that contains it is durable.
+What is learned is decided in version_chain.py; this file moves records and survives crashes.
+"""
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import structlog
+from kafka import TopicPartition
+from kafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+
+from policy import checkpoint
+from policy.errors import CheckpointRefused, RetentionLost, SettingsError, StreamError
+from policy.schema import Schema
+from policy.trainer import TrainerSettings
+from stream import learner_metrics as metrics
+from stream.connection import (
+    Connection,
+    KafkaUnreachable,
+    end_offsets,
+    head_offsets,
+    open_consumer,
+    open_producer,
+)
+from stream.parameters import Published, Publisher, read_published
+from stream.topics import Topics
+from stream.version_chain import ChainState, Learned, VersionChain
+
+log = structlog.get_logger(__name__)
+
+POLL_MS = 200
+"""How long a poll waits for records; it returns at once when some come."""
+
+QUIET_S = 5.0
+"""After so long without a record the learner asks whether Kafka is still there."""
+
+SLOW_S = 2.0
+"""A call of Kafka that takes longer shows in the health."""
+
+DELIVERY = {"linger_ms": 0, "request_timeout_ms": 5_000, "delivery_timeout_ms": 10_000}
+"""A version is published at once, or tried again by a new producer: a repeat does no harm."""
+
+BACKOFF_S = (0.2, 5.0)
+"""First and longest wait before Kafka is tried again."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """How the learner process works; what it learns is in TrainerSettings."""
+
+    partitions: int
+    """Partitions of the reward-groups topic."""
+    checkpoints: Path
+    """Folder of the checkpoints."""
+    slot_ms: int = 250
+    """Length of a slot in milliseconds of log time."""
+    epoch: int = 1
+    """Epoch of the versions."""
+    keep_checkpoints: int = 5
+    """Checkpoints that are kept."""
+    keep_versions: int = 100
+    """Snapshots that stay in the parameters topic."""
+    versions_per_checkpoint: int = 20
+    """Most versions that share a checkpoint when the learner is behind."""
+    max_waiting_groups: int = 20_000
+    """Waiting groups at which partitions that are ahead of the slowest are read no further."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the learner was asked to stop
+    """The learner was asked to stop while it waited for Kafka."""
+
+
+class Learner:
+    """Follows the reward-groups topic until it is told to stop.
+
+    Args:
+        schema: the policy's schema.
+        trainer: how to learn.
+        settings: how the process works.
+        connection: how to reach Kafka.
+        topics: names of the topics.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        trainer: TrainerSettings,
+        settings: LearnerSettings,
+        connection: Connection,
+        topics: Topics,
+    ) -> None:
+        self._schema = schema
+        self._trainer = trainer
+        self._settings = settings
+        self._connection = connection
+        self._topics = topics
+        self._stop = threading.Event()
+        self._chain: VersionChain | None = None
+        self._publisher: Publisher | None = None
+        self._paused: set[TopicPartition] = set()
+        self._repeats = 0
+        self._refused = 0
+        self._retries = 0
+        self._started = False
+        self._standby: str | None = None
+        self._lock: TextIO | None = None
+        self._call: tuple[str, float] | None = None
+        self._failure: str | None = None
+        self._published: int | None = None
+        self._record_at = time.monotonic()
+        self._version_at: float | None = None
+
+    def stop(self) -> None:
+        """Ask `run` to return once the slot in hand is published; may be called from a signal."""
+        self._stop.set()
+
+    def health(self) -> Mapping[str, Any]:
+        """How the learner is; `status` is "ok" or says what it waits for.
+
+        `version` is the last that Kafka has confirmed; ages are in seconds.
+        """
+        now = time.monotonic()
+        chain = self._chain
+        return {
+            "status": self._status(now),
+            "epoch": self._settings.epoch,
+            "version": self._published,
+            "slot": chain.cutter.last_slot if chain else None,
+            "waiting_groups": chain.cutter.waiting if chain else 0,
+            "repeated_groups": self._repeats,
+            "record_age_s": round(now - self._record_at, 3),
+            "version_age_s": None if self._version_at is None else round(now - self._version_at, 3),
+            "checkpoints_refused": self._refused,
+            "kafka_retries": self._retries,
+        }
+
+    def _status(self, now: float) -> str:
+        call, failure = self._call, self._failure
+        if call is not None and (failure is not None or now - call[1] > SLOW_S):
+            why = f": {failure}" if failure is not None else ""
+            return f"waiting for Kafka ({call[0]}) for {now - call[1]:.1f} s{why}"
+        return "ok" if self._started else self._standby or "starting"
+
+    def run(self) -> None:
+        """Learn until `stop` is called.
+
+        Raises:
+            GradeError: what was found contradicts the design or the settings; nothing is skipped.
+        """
+        consumer = None
+        try:
+            self._own_checkpoints()
+            published = self._call_kafka(
+                "read_published",
+                lambda: read_published(self._connection, self._topics, self._schema.policy),
+            )
+            chain = self._chain = self._restore(published)
+            self._publisher = Publisher(
+                self._topics,
+                self._schema.policy,
+                published,
+                keep=self._settings.keep_versions,
+                open_producer=lambda: open_producer(self._connection, **DELIVERY),
+            )
+            if chain.latest is not None:
+                self._publish([chain.latest])
+            consumer = self._call_kafka("open_consumer", lambda: open_consumer(self._connection))
+            self._call_kafka("seek", lambda: self._seek(consumer, chain))
+            self._started = True
+            log.info(
+                "learning",
+                version=chain.version,
+                positions=chain.cutter.next_positions,
+                published=published.complete_up_to.version,
+            )
+            while not self._stop.is_set():
+                self._read(consumer, chain)
+                self._learn(chain)
+                self._hold_back(consumer, chain)
+        except Stopped:
+            pass
+        finally:
+            if consumer is not None:
+                consumer.close()
+            if self._publisher is not None:
+                self._publisher.close()
+            if self._lock is not None:
+                self._lock.close()
+        log.info("stopped", version=self._chain.version if self._chain else None)
+
+    def _own_checkpoints(self) -> None:
+        """Wait until no other learner uses the folder; one that crashed holds it no longer."""
+        folder = self._settings.checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "lock").open("w", encoding="utf-8")
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if self._standby is None:
+                    self._standby = f"standing by: another learner uses {folder}"
+                    log.warning("standing_by", folder=str(folder))
+                if self._stop.wait(BACKOFF_S[0]):
+                    raise Stopped from error
+            else:
+                self._standby = None
+                return
+
+    def _restore(self, published: Published) -> VersionChain:
+        """Go on from the newest checkpoint that is sound and not ahead of what can be published."""
+        settings = self._settings
+        if published.last_version.epoch > settings.epoch:
+            raise SettingsError(
+                f"epoch: expected at least {published.last_version.epoch}, which the versions "
+                f"topic holds, seen {settings.epoch}"
+            )
+        arguments = (self._schema, self._trainer, settings.partitions, settings.slot_ms)
+        for path in sorted(settings.checkpoints.glob("*.ckpt"), reverse=True):
+            try:
+                state = ChainState(*checkpoint.load(path))
+                chain = VersionChain.restore(*arguments, state, settings.epoch)
+            except CheckpointRefused as error:
+                self._refused += 1
+                metrics.CHECKPOINTS_REFUSED.inc()
+                log.error("checkpoint_refused", file=str(path), reason=str(error))
+                continue
+            if chain.version > self._published_in_epoch(published) + 1:
+                log.warning(
+                    "checkpoint_ahead_of_topics",
+                    file=str(path),
+                    version=chain.version,
+                    published=self._published_in_epoch(published),
+                    what="versions between are missing in the topics; they are learned again",
+                )
+                continue
+            log.info("checkpoint_restored", file=str(path), version=chain.version)
+            return chain
+        log.info("no_checkpoint", what="learning from the first record")
+        return VersionChain(*arguments, settings.epoch)
+
+    def _published_in_epoch(self, published: Published) -> int:
+        last = published.complete_up_to
+        return last.version if last.epoch == self._settings.epoch else 0
+
+    def _seek(self, consumer: Any, chain: VersionChain) -> None:
+        """Begin where the chain left off, after checking that the topic still has it."""
+        topic = self._topics.reward_groups
+        partitions = [TopicPartition(topic, each) for each in range(self._settings.partitions)]
+        found = consumer.partitions_for_topic(topic) or set()
+        if len(found) != len(partitions):
+            raise SettingsError(
+                f"partitions: expected {len(found)}, which {topic} has, seen {len(partitions)}"
+            )
+        consumer.assign(partitions)
+        heads, ends = head_offsets(consumer, partitions), end_offsets(consumer, partitions)
+        for each, position in zip(partitions, chain.cutter.next_positions, strict=True):
+            if position < heads[each]:
+                # Whether a group is among what is gone, the ledger will tell.
+                log.warning(
+                    "records_deleted",
+                    partition=each.partition,
+                    position=position,
+                    first_left=heads[each],
+                )
+            if position > ends[each]:
+                raise StreamError(
+                    f"{topic} partition {each.partition}: expected at least {position} records, "
+                    f"which were read before, seen its end at {ends[each]}: it is another topic "
+                    "than the checkpoint's"
+                )
+            consumer.seek(each, max(position, heads[each]))
+
+    def _read(self, consumer: Any, chain: VersionChain) -> None:
+        fetched = self._call_kafka("poll", lambda: consumer.poll(timeout_ms=POLL_MS))
+        for each, records in fetched.items():
+            for record in records:
+                chain.read(each.partition, record.value, position=record.offset)
+        if fetched:
+            self._record_at = time.monotonic()
+            metrics.REPEATS.inc(chain.cutter.repeats - self._repeats)
+            self._repeats = chain.cutter.repeats
+        elif time.monotonic() - self._record_at > QUIET_S:
+            partitions = list(consumer.assignment())
+            self._call_kafka("end_offsets", lambda: end_offsets(consumer, partitions))
+
+    def _learn(self, chain: VersionChain) -> None:
+        batch: list[Learned] = []
+        began = time.perf_counter()
+        for learned in chain.learn():
+            batch.append(learned)
+            metrics.LEARN_SECONDS.observe(time.perf_counter() - began)
+            if len(batch) >= self._settings.versions_per_checkpoint or self._stop.is_set():
+                self._commit(chain, batch)
+                batch = []
+            if self._stop.is_set():
+                return
+            began = time.perf_counter()
+        if batch:
+            self._commit(chain, batch)
+        metrics.WAITING_GROUPS.set(chain.cutter.waiting)
+
+    def _commit(self, chain: VersionChain, batch: list[Learned]) -> None:
+        """Make the chain's state durable, then publish the versions that it contains."""
+        state = chain.state()
+        with metrics.CHECKPOINT_SECONDS.time():
+            checkpoint.write(
+                self._settings.checkpoints,
+                state.tensors,
+                state.metadata,
+                keep=self._settings.keep_checkpoints,
+            )
+        with metrics.PUBLISH_SECONDS.time():
+            self._publish(batch)
+        for learned in batch:
+            self._observe(learned)
+        log.debug("published", version=chain.version, slot=batch[-1].slot, versions=len(batch))
+
+    def _publish(self, batch: list[Learned]) -> None:
+        publisher = self._publisher
+        assert publisher is not None, "run opens it"
+        self._call_kafka("publish", lambda: publisher.publish(batch))
+        self._version_at = time.monotonic()
+        self._published = batch[-1].version.version
+
+    def _observe(self, learned: Learned) -> None:
+        version = learned.version
+        metrics.VERSIONS.inc()
+        metrics.GROUPS.inc(version.groups)
+        metrics.INFORMATIVE_GROUPS.inc(version.informative_groups)
+        metrics.VERSION.set(version.version)
+        metrics.EPOCH.set(version.epoch)
+        metrics.REWARD.set(version.reward)
+        metrics.KL.set(version.kl)
+        metrics.CONCENTRATION.set(version.concentration)
+        metrics.CLIP_FRACTION.set(version.clip_fraction)
+        metrics.GRADIENT_NORM.set(version.gradient_norm)
+        metrics.GATE.set(version.gate)
+        # A slot of groups with unusable numbers has no mean weights.
+        for objective, weight in zip(self._schema.objectives, version.mean_weights, strict=False):
+            metrics.MEAN_WEIGHT.labels(objective.name).set(weight)
+        slot_end_s = (learned.slot + 1) * self._settings.slot_ms / 1000
+        metrics.SLOT_TO_PUBLISHED_SECONDS.observe(max(0.0, time.time() - slot_end_s))
+
+    def _hold_back(self, consumer: Any, chain: VersionChain) -> None:
+        """Read only the slowest partitions while too many groups wait for them."""
+        ahead: set[TopicPartition] = set()
+        if chain.cutter.waiting > self._settings.max_waiting_groups:
+            reached = chain.cutter.reached_ms
+            slowest = min((-1, 0) if each is None else (0, each) for each in reached)
+            ahead = {
+                TopicPartition(self._topics.reward_groups, number)
+                for number, each in enumerate(reached)
+                if each is not None and (0, each) > slowest
+            }
+        if ahead != self._paused:
+            consumer.resume(*(self._paused - ahead))
+            consumer.pause(*(ahead - self._paused))
+            self._paused = ahead
+
+    def _call_kafka(self, what: str, call: Callable[[], _T]) -> _T:
+        """Call until Kafka answers, waiting longer each time."""
+        since = time.monotonic()
+        self._call = (what, since)
+        wait_s, longest_s = BACKOFF_S
+        while True:
+            try:
+                result = call()
+            except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+                raise RetentionLost(
+                    f"{self._topics.reward_groups}: expected the records from the learner's "
+                    f"position on, seen that they have been deleted: {error}"
+                ) from error
+            except MessageSizeTooLargeError as error:
+                raise StreamError(
+                    f"expected {what} to fit into the topic's largest record, seen: {error}"
+                ) from error
+            except (KafkaError, KafkaUnreachable) as error:
+                self._retries += 1
+                metrics.KAFKA_RETRIES.inc()
+                self._failure = str(error)
+                log.warning(
+                    "kafka_unavailable",
+                    call=what,
+                    age_s=round(time.monotonic() - since, 1),
+                    retry_s=wait_s,
+                    reason=str(error),
+                )
+                if self._stop.wait(wait_s):
+                    raise Stopped from error
+                wait_s = min(wait_s * 2, longest_s)
+            else:
+                self._call = self._failure = None
+                return result

@@ -1,0 +1,231 @@
+"""Which partitions this worker owns, where each begins, and whether all of them get on."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+
+from policy.errors import RetentionLost, StreamError
+from policy.schema import Schema
+from stream import join_metrics as metrics
+from stream.connection import KafkaUnreachable
+from stream.join import Cursor, JoinSettings, Kind, Log, PartitionJoin
+from stream.join_logs import Extent, JoinLogs
+from stream.owner import Flow, OwnerSettings, PartitionOwner
+
+log = structlog.get_logger(__name__)
+
+TAIL_RECORDS = 64
+"""Last reward-groups records that a new owner looks at; some may be a paused old owner's."""
+
+WATCH_INTERVAL_S = 1.0
+ENDS_INTERVAL_S = 5.0
+
+
+class Ownership:
+    """The partitions of this worker.
+
+    Args:
+        schema: the policy's schema.
+        join: settings of the core.
+        settings: how to own.
+        partitions: how many partitions each topic has.
+        logs: the join's topics.
+        flow: how to steer the fetching.
+        accept_loss: begin anew at the first records that are left where records that are needed
+            have been deleted; a start record in the output tells.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        join: JoinSettings,
+        settings: OwnerSettings,
+        *,
+        partitions: int,
+        logs: JoinLogs,
+        flow: Flow,
+        accept_loss: bool = False,
+    ) -> None:
+        self._schema = schema
+        self._join = join
+        self._settings = settings
+        self._partitions = partitions
+        self._logs = logs
+        self._flow = flow
+        self._accept_loss = accept_loss
+        self._log_of = {logs.topic_of[each]: each for each in Log}
+        self._owners: dict[int, PartitionOwner] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises what ends the worker, as soon as there is such a thing."""
+
+    @property
+    def partitions(self) -> set[int]:
+        """The partitions that are owned."""
+        return set(self._owners)
+
+    # --- taking and giving up ---
+
+    async def claim(self, assigned: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Own exactly the assigned partitions.
+
+        Args:
+            assigned: pairs [topic, partition]: both logs of each partition.
+
+        Returns:
+            where to begin in each.
+
+        Raises:
+            StreamError: a partition's logs went to different workers, or its output contradicts
+                the design.
+            RetentionLost: records that are needed have been deleted.
+        """
+        mine = self._co_partitioned(assigned)
+        self.release_all_but(mine)
+        what: list[Log | Kind] = [*Log, Kind.REWARD_GROUPS]
+        begins: dict[tuple[str, int], int] = {}
+        for partition, extents in (await self._logs.extents(what, mine)).items():
+            *inputs, output = extents
+            for each, offset in (await self._own(partition, inputs, output)).items():
+                begins[self._logs.topic_of[each], partition] = offset
+        metrics.PARTITIONS.set(len(self._owners))
+        return begins
+
+    def suspend(self) -> None:
+        """A rebalance has begun: read and tick no more until the next `claim`."""
+        for owner in self._owners.values():
+            owner.suspend()
+
+    def release_all_but(self, kept: Iterable[int]) -> None:
+        """Give up the other partitions."""
+        for partition in set(self._owners).difference(kept):
+            self._owners.pop(partition).suspend()
+            self._tasks.pop(partition).cancel()
+            metrics.forget_partition(partition)
+        metrics.PARTITIONS.set(len(self._owners))
+
+    async def put(self, topic: str, partition: int, fetched: Any, end: int) -> None:
+        """Hand a batch to its owner; one of a partition that is not owned is dropped."""
+        owner = self._owners.get(partition)
+        if owner is not None:
+            await owner.put(self._log_of[topic], fetched, end)
+
+    # --- watching ---
+
+    async def watch(self) -> None:
+        """Look after the owners until cancelled.
+
+        Raises:
+            StreamError: an owner has records to read and does not get on.
+        """
+        since_ends_s = 0.0
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            since_ends_s += WATCH_INTERVAL_S
+            if since_ends_s >= ENDS_INTERVAL_S:
+                since_ends_s = 0.0
+                await self._learn_ends()
+            for owner in self._owners.values():
+                owner.check()
+                owner.show()
+
+    def health(self) -> dict[str, Any]:
+        """What is owned and how far each partition has come; callable from any thread."""
+        owners = dict(self._owners)
+        return {str(partition): owners[partition].health() for partition in sorted(owners)}
+
+    async def _learn_ends(self) -> None:
+        """Ask the broker itself how far the logs go: a fetcher that has died would not know."""
+        try:
+            async with asyncio.timeout(ENDS_INTERVAL_S):
+                extents = await self._logs.extents(list(Log), list(self._owners))
+        except (KafkaUnreachable, TimeoutError) as error:
+            log.warning("kafka_away", error=str(error) or "no answer in time")
+            for each_owner in self._owners.values():
+                each_owner.excuse()
+            return
+        for partition, found in extents.items():
+            owner = self._owners.get(partition)
+            for each, extent in zip(Log, found, strict=True):
+                if owner is not None:
+                    owner.learn_end(each, extent.end)
+
+    # --- beginning ---
+
+    def _co_partitioned(self, assigned: Iterable[tuple[str, int]]) -> list[int]:
+        found: dict[int, set[str]] = {}
+        for topic, partition in assigned:
+            found.setdefault(partition, set()).add(topic)
+        for partition, topics in found.items():
+            if partition >= self._partitions:
+                raise StreamError(
+                    f"expected partitions 0 to {self._partitions - 1}, seen {partition}: the "
+                    "number of partitions is fixed for the life of the topics"
+                )
+            if topics != set(self._log_of):
+                raise StreamError(
+                    f"partition {partition}: expected both {' and '.join(self._log_of)} to be "
+                    f"assigned to this worker, seen {', '.join(topics)} alone"
+                )
+        return sorted(found)
+
+    async def _own(self, partition: int, inputs: list[Extent], output: Extent) -> dict[Log, int]:
+        head = Cursor(*(extent.head for extent in inputs))
+        core = PartitionJoin(
+            self._schema, self._join, partition=partition, partitions=self._partitions
+        )
+        if output.head == output.end:
+            await self._logs.append(partition, [core.start_record(head)])
+            [[output]] = (await self._logs.extents([Kind.REWARD_GROUPS], [partition])).values()
+        [first] = await self._logs.read_groups(partition, output.head, output.head + 1)
+        tail_start = max(output.head, output.end - TAIL_RECORDS)
+        tail = await self._logs.read_groups(partition, tail_start, output.end)
+        owner = self._owners.get(partition)
+        if owner is not None and owner.may_continue(tail[-1]):
+            log.info("partition_kept", partition=partition)
+            return owner.continue_from()
+        self.release_all_but(set(self._owners) - {partition})
+        begin = await self._resume(core, partition, first, tail, head)
+        for each, offset, extent in zip(Log, begin, inputs, strict=True):
+            if offset > extent.end:
+                raise StreamError(
+                    f"{each.value} partition {partition}: expected at least {offset} records, seen "
+                    f"{extent.end}: this is not the log that the reward groups were made from"
+                )
+        ends = {each: extent.end for each, extent in zip(Log, inputs, strict=True)}
+        owner = PartitionOwner(
+            core, partition, self._logs, self._flow, self._settings, tail[-1], ends
+        )
+        self._owners[partition] = owner
+        self._tasks[partition] = asyncio.create_task(owner.run(), name=f"partition-{partition}")
+        self._tasks[partition].add_done_callback(self._on_ended)
+        log.info("partition_owned", partition=partition, begin=tuple(begin), output=output.end)
+        return dict(zip(Log, begin, strict=True))
+
+    async def _resume(
+        self, core: PartitionJoin, partition: int, first: bytes, tail: list[bytes], head: Cursor
+    ) -> Cursor:
+        try:
+            return core.resume(first, tail, head)
+        except RetentionLost as error:
+            if not self._accept_loss:
+                raise RetentionLost(
+                    f"partition {partition}: {error}; raise the topics' retention.ms, or accept "
+                    "the loss with GRADE_JOIN_ACCEPT_LOSS=true"
+                ) from error
+            log.error("loss_accepted", partition=partition, loss=str(error))
+            start = core.start_record(head)
+            await self._logs.append(partition, [start])
+            return core.resume(start.value, [], head)
+
+    def fail(self, error: BaseException) -> None:
+        """End the worker; the first error counts."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    def _on_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)

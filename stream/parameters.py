@@ -1,0 +1,271 @@
+"""Publishing versions: what the topics hold, comparing with it, adding to it, tombstones.
+
+A version is two records: its lineage in the versions topic, then its snapshot in the parameters
+topic, so that a snapshot that is served has its lineage. What is already there is compared, never
+written again: so a learner that starts behind its own topics proves that it makes the same bytes.
+"""
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from grade.v1.parameters_pb2 import Version
+from kafka.errors import KafkaError
+
+from policy.errors import StreamError
+from stream.codec import encode
+from stream.connection import Connection
+from stream.logs import LogRecord, read_logs
+from stream.topics import Topics
+from stream.version_chain import Learned
+
+ACKNOWLEDGE_S = 60.0
+"""Longer than a producer takes to give a record up by itself (`delivery_timeout_ms`)."""
+
+CLOSE_S = 5.0
+
+
+class VersionId(NamedTuple):
+    """Names a version; ordered as versions follow each other."""
+
+    epoch: int
+    version: int
+
+
+BEFORE_ALL = VersionId(0, 0)
+
+
+@dataclass
+class Published:
+    """What the topics hold of one policy."""
+
+    versions: dict[VersionId, bytes] = field(default_factory=dict)
+    """sha256 of the lineage records, of those that may have to be compared."""
+    snapshots: dict[VersionId, bytes] = field(default_factory=dict)
+    """sha256 of the snapshot records, of those that may have to be compared."""
+    last_version: VersionId = BEFORE_ALL
+    """Last version whose lineage is there."""
+    last_snapshot: VersionId = BEFORE_ALL
+    """Last version whose snapshot is or was there."""
+    live: deque[VersionId] = field(default_factory=deque)
+    """Versions whose snapshot is there and has no tombstone, in rising order."""
+
+    @property
+    def complete_up_to(self) -> VersionId:
+        """Last version that is there with lineage and snapshot."""
+        return min(self.last_version, self.last_snapshot)
+
+
+def snapshot_key(policy: str, version: VersionId) -> bytes:
+    """Key of a record of the parameters topic.
+
+    >>> snapshot_key("feed", VersionId(1, 42))
+    b'feed/1/42'
+    """
+    return f"{policy}/{version.epoch}/{version.version}".encode()
+
+
+def parse_snapshot_key(key: bytes | None, policy: str) -> VersionId | None:
+    """The version that a key of the parameters topic names; None if it is not this policy's.
+
+    >>> parse_snapshot_key(b"feed/1/42", "feed")
+    VersionId(epoch=1, version=42)
+    """
+    name, _, rest = (key or b"").decode(errors="replace").partition(f"{policy}/")
+    epoch, _, version = rest.partition("/")
+    if name or not (epoch.isdecimal() and version.isdecimal()):
+        return None
+    return VersionId(int(epoch), int(version))
+
+
+def summarise(
+    policy: str,
+    versions: Iterable[LogRecord],
+    snapshots: Iterable[LogRecord],
+    *,
+    above: VersionId = BEFORE_ALL,
+) -> Published:
+    """What records of the versions and parameters topics say about one policy.
+
+    Args:
+        policy: whose versions to look at.
+        versions: records of the versions topic.
+        snapshots: records of the parameters topic.
+        above: nothing up to this version will be compared, so it isn't kept in memory.
+
+    Raises:
+        StreamError: two records of one version differ.
+    """
+    published = Published()
+    for record in versions:
+        if record.value is None or record.key != policy.encode():
+            continue
+        lineage = Version.FromString(record.value)
+        version = VersionId(lineage.epoch, lineage.version)
+        published.last_version = max(published.last_version, version)
+        if version > above:
+            _remember(published.versions, version, record, "versions")
+    live = set()
+    for record in snapshots:
+        found = parse_snapshot_key(record.key, policy)
+        if found is None:
+            continue
+        published.last_snapshot = max(published.last_snapshot, found)
+        if record.value is None:
+            live.discard(found)
+            continue
+        live.add(found)
+        if found > above:
+            _remember(published.snapshots, found, record, "parameters")
+    published.live.extend(sorted(live))
+    return published
+
+
+def _remember(
+    known: dict[VersionId, bytes], version: VersionId, record: LogRecord, topic: str
+) -> None:
+    digest = hashlib.sha256(record.value or b"").digest()
+    if known.setdefault(version, digest) != digest:
+        raise StreamError(
+            f"{topic} offset {record.offset}: expected version {version.version} of epoch "
+            f"{version.epoch} as it was written before, sha256 {known[version].hex()}, "
+            f"seen {digest.hex()}"
+        )
+
+
+def read_published(
+    connection: Connection, topics: Topics, policy: str, *, above: VersionId = BEFORE_ALL
+) -> Published:
+    """Read the versions and the parameters topic; arguments and errors as in `summarise`."""
+    logs = read_logs(connection, [topics.versions, topics.parameters])
+    return summarise(
+        policy,
+        (record for log in logs[topics.versions] for record in log.records),
+        (record for log in logs[topics.parameters] for record in log.records),
+        above=above,
+    )
+
+
+class Publisher:
+    """Adds versions to the topics.
+
+    Args:
+        topics: names of the topics.
+        policy: whose versions are published.
+        published: what the topics hold; kept up to date.
+        keep: snapshots that stay in the parameters topic; older ones get tombstones.
+        open_producer: makes a kafka-python producer with acks=all; called again after a failure.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        policy: str,
+        published: Published,
+        *,
+        keep: int,
+        open_producer: Callable[[], Any],
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"expected at least 1 snapshot to be kept, seen {keep}")
+        self._topics = topics
+        self._policy = policy
+        self._published = published
+        self._keep = keep
+        self._open_producer = open_producer
+        self._producer: Any = None
+
+    def publish(self, batch: Sequence[Learned]) -> int:
+        """Compare what is there, write what is not, wait until Kafka has confirmed all of it.
+
+        Safe to call again with the same versions after a failure: what was written twice is equal.
+
+        Returns:
+            How many of the versions were new to the topics.
+
+        Raises:
+            StreamError: a version in the topics is not the one that was learned.
+            KafkaError: Kafka did not confirm in time.
+        """
+        published = self._published
+        new_versions, new_snapshots = [], []
+        for learned in batch:
+            version = VersionId(learned.version.epoch, learned.version.version)
+            lineage, snapshot = encode(learned.version), encode(learned.snapshot)
+            if version > published.last_version:
+                new_versions.append((version, lineage))
+            else:
+                _compare(published.versions, version, lineage, self._topics.versions)
+            if version > published.last_snapshot:
+                new_snapshots.append((version, snapshot))
+            else:
+                _compare(published.snapshots, version, snapshot, self._topics.parameters)
+        self._write(new_versions, new_snapshots)
+        return len({version for version, _ in new_versions + new_snapshots})
+
+    def _write(
+        self,
+        versions: Sequence[tuple[VersionId, bytes]],
+        snapshots: Sequence[tuple[VersionId, bytes]],
+    ) -> None:
+        published = self._published
+        live = [*published.live, *(version for version, _ in snapshots)]
+        expired, live = live[: -self._keep], live[-self._keep :]
+        records: list[tuple[str, bytes, bytes | None]] = [
+            *((self._topics.versions, self._policy.encode(), value) for _, value in versions),
+        ]
+        self._send(records)
+        records = [
+            (self._topics.parameters, snapshot_key(self._policy, version), value)
+            for version, value in snapshots
+        ]
+        records += [
+            (self._topics.parameters, snapshot_key(self._policy, version), None)
+            for version in expired
+        ]
+        self._send(records)
+        if versions:
+            published.last_version = versions[-1][0]
+        if snapshots:
+            published.last_snapshot = snapshots[-1][0]
+        published.live = deque(live)
+
+    def _send(self, records: Sequence[tuple[str, bytes, bytes | None]]) -> None:
+        if not records:
+            return
+        if self._producer is None:
+            self._producer = self._open_producer()
+        try:
+            futures = [
+                self._producer.send(topic, key=key, value=value, partition=0)
+                for topic, key, value in records
+            ]
+            for future in futures:
+                future.get(timeout=ACKNOWLEDGE_S)
+        except Exception:
+            # An idempotent producer that gave a record up can't go on; the next try opens another.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the producer; publishing again opens another."""
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            # Nothing is under way any more: every record has been confirmed or given up.
+            with contextlib.suppress(KafkaError):
+                producer.close(timeout=CLOSE_S)
+
+
+def _compare(known: dict[VersionId, bytes], version: VersionId, value: bytes, topic: str) -> None:
+    """Compare a version with its record in a topic, once."""
+    seen = known.pop(version, None)
+    digest = hashlib.sha256(value).digest()
+    if seen is not None and seen != digest:
+        raise StreamError(
+            f"{topic}: expected version {version.version} of epoch {version.epoch} to be what the "
+            f"log yields, sha256 {digest.hex()}, seen sha256 {seen.hex()}: other settings, another "
+            "build or another type of CPU made it; `grade reconcile` names the fields"
+        )

@@ -1,0 +1,253 @@
+"""A real `grade join` as a child process, traffic for it, and what it should have written."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from grade.v1.decision_pb2 import Decision
+from grade.v1.reward_group_pb2 import JoinRecord
+
+from cli.system import free_ports
+from monitor.watch import ask
+from policy.schema import Schema
+from stream.codec import encode, is_tick, partition_for
+from stream.connection import Connection
+from stream.join import Cursor, JoinSettings, Kind, Log, PartitionJoin, Record
+from stream.logs import Log as Partition
+from stream.logs import read_logs
+from stream.topics import Topics
+from tests.kafka import Produced, await_until, produce
+from tests.stream.join_messages import valid_conversion, valid_impression
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def write_schema(folder: Path) -> Path:
+    """The tests' schema with a window of one second."""
+    text = (ROOT / "tests" / "example_schema.toml").read_text(encoding="utf-8")
+    for name, was, now in (("window_s", 5.0, 1.0), ("early_s", 1.0, 0.2), ("late_s", 10.0, 2.0)):
+        assert f"{name} = {was}" in text
+        text = text.replace(f"{name} = {was}", f"{name} = {now}")
+    path = folder / "policy.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def join_settings(schema: Schema) -> JoinSettings:
+    """The core's settings as `grade join` makes them."""
+    return JoinSettings(schema.window_ms, schema.early_ms, schema.late_ms)
+
+
+class JoinProcess:
+    """A join worker: `python -m cli.main join`."""
+
+    def __init__(self, environment: Mapping[str, str], log_path: Path) -> None:
+        [self.admin_port] = free_ports(1)
+        self._log = log_path.open("ab")
+        self.log_path = log_path
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "join"],
+            cwd=ROOT,
+            env={**os.environ, **environment, "GRADE_JOIN_ADMIN_PORT": str(self.admin_port)},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def health(self) -> dict[str, Any]:
+        """Answer of /health; empty while there is none."""
+        return ask(self.admin_port, "/health") or {}
+
+    def await_healthy(self) -> None:
+        """Wait until the worker has joined its group."""
+
+        def healthy() -> bool:
+            assert self.process.poll() is None, self.output
+            return self.health().get("status") == "ok"
+
+        await_until(healthy, 30.0, "the worker's health")
+
+    @property
+    def partitions(self) -> set[int]:
+        """Partitions that the worker owns."""
+        return {int(partition) for partition in self.health().get("partitions", {})}
+
+    @property
+    def output(self) -> str:
+        """All that the worker has written to its terminal."""
+        return self.log_path.read_text(encoding="utf-8")
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Wait for the end; returns the exit code."""
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+
+@contextmanager
+def running_join(
+    connection: Connection, topics: Topics, folder: Path, name: str = "join", **settings: str
+) -> Iterator[JoinProcess]:
+    """A worker that is killed at the end if it still runs.
+
+    Args:
+        connection: where Kafka is.
+        topics: the join's topics, of two partitions.
+        folder: for the schema and the worker's output.
+        name: of the file that receives the output.
+        settings: further settings by their names.
+    """
+    environment = {
+        "GRADE_SCHEMA_PATH": str(write_schema(folder)),
+        "GRADE_BOOTSTRAP_SERVERS": connection.bootstrap_servers,
+        "GRADE_TOPIC_PREFIX": topics.prefix,
+        "GRADE_PARTITIONS": "2",
+        "GRADE_JOIN_GROUP": f"{topics.prefix}-join",
+        "GRADE_JOIN_SESSION_TIMEOUT_S": "6",
+        **{f"GRADE_{key.upper()}": value for key, value in settings.items()},
+    }
+    process = JoinProcess(environment, folder / f"{name}.log")
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+class Traffic:
+    """Impressions and conversions of numbered requests.
+
+    About one in three requests has a conversion, some of them twice, some of an item that was not
+    shown; a few conversions have no impression, a few records are broken.
+    """
+
+    def __init__(
+        self, connection: Connection, topics: Topics, schema: Schema, partitions: int = 2
+    ) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._schema = schema
+        self._partitions = partitions
+        self._requests = 0
+
+    def send(self, requests: int) -> None:
+        """Write the next requests: impressions first, then their conversions."""
+        impressions, conversions = [], []
+        for number in range(self._requests, self._requests + requests):
+            name, rng = f"request-{number}", Random(number)
+            shown = valid_impression(name, holdout=rng.random() < 0.1)
+            decision = Decision.FromString(shown.decision.payload)
+            decision.schema_digest = self._schema.digest
+            shown.decision.payload = encode(decision)
+            impressions.append(self._record(name, encode(shown)))
+            if rng.random() < 0.1:
+                impressions.append(impressions[-1])
+            if rng.random() < 0.02:
+                impressions.append(self._record(name, b"\xffbroken"))
+            if rng.random() < 0.35:
+                asked = f"nobody-{number}" if rng.random() < 0.1 else name
+                item = "rug" if rng.random() < 0.1 else "sofa"
+                bought = self._record(asked, encode(valid_conversion(asked, "c", item)))
+                conversions += [bought] * (2 if rng.random() < 0.2 else 1)
+        self._requests += requests
+        produce(self._connection, self._topics.impressions, impressions)
+        produce(self._connection, self._topics.conversions, conversions)
+
+    def _record(self, request_id: str, value: bytes) -> Produced:
+        key = request_id.encode()
+        return Produced(value, key, partition_for(key, self._partitions))
+
+
+class Written(NamedTuple):
+    """What one partition's output topics hold, or what they should."""
+
+    groups: list[bytes]
+    """Distinct, in the order of their first appearance."""
+    refused: set[tuple[Kind, bytes]]
+
+
+class Joined(NamedTuple):
+    """Comparison of one partition."""
+
+    expected: Written
+    seen: Written
+    repeats: int
+    """Group records that are in the topic a second time."""
+    starts: int
+    """Start records in the topic."""
+    open_groups: int
+    progress: list[JoinRecord]
+
+
+def compare(connection: Connection, topics: Topics, schema: Schema) -> list[Joined]:
+    """For each partition, what the join has written and what a run in this process yields."""
+    names: dict[Log | Kind, str] = {
+        **dict(zip(Log, topics.inputs, strict=True)),
+        Kind.LATE: topics.late,
+        Kind.ORPHANS: topics.orphans,
+        Kind.DEAD_LETTERS: topics.dead_letters,
+    }
+    # The outputs first: what they hold follows from inputs that are read later.
+    outputs = read_logs(connection, [topics.reward_groups])[topics.reward_groups]
+    logs = read_logs(connection, list(names.values()))
+    found = []
+    for partition, output in enumerate(outputs):
+        values = [record.value or b"" for record in output.records]
+        records = [JoinRecord.FromString(value) for value in values]
+        groups = [v for v, m in zip(values, records, strict=True) if m.HasField("group")]
+        distinct = list(dict.fromkeys(groups))
+        refused = {
+            (kind, record.value or b"")
+            for kind in (Kind.LATE, Kind.ORPHANS, Kind.DEAD_LETTERS)
+            for record in logs[names[kind]][partition].records
+        }
+        inputs = {log: _records(logs[names[log]][partition]) for log in Log}
+        expected, open_groups = recompute(schema, partition, len(outputs), inputs)
+        starts = sum(message.HasField("start") for message in records)
+        progress = [message for message in records if message.HasField("progress")]
+        seen, repeats = Written(distinct, refused), len(groups) - len(distinct)
+        found.append(Joined(expected, seen, repeats, starts, open_groups, progress))
+    return found
+
+
+def _records(log: Partition) -> list[Record]:
+    return [
+        Record(r.offset, r.timestamp_ms, r.key, r.value, is_tick(r.headers, r.value))
+        for r in log.records
+    ]
+
+
+def recompute(
+    schema: Schema, partition: int, partitions: int, inputs: Mapping[Log, list[Record]]
+) -> tuple[Written, int]:
+    """Run the core over both logs of a partition, each in one batch."""
+    core = PartitionJoin(schema, join_settings(schema), partition=partition, partitions=partitions)
+    head = Cursor(0, 0)
+    start = core.start_record(head).value
+    core.resume(start, [start], head)
+    groups: list[bytes] = []
+    refused: set[tuple[Kind, bytes]] = set()
+    for log in Log:
+        step = core.feed(log, inputs[log])
+        groups += [each.value for each in step.groups]
+        refused |= {(each.kind, each.value) for each in step.side}
+    return Written(groups, refused), core.open_groups
+
+
+def total_groups(found: Iterable[Joined]) -> int:
+    """Distinct groups in the topic."""
+    return sum(len(each.seen.groups) for each in found)

@@ -1,0 +1,418 @@
+"""Random histories of one partition's two input logs, small and full of coincidences.
+
+Few requests, few milliseconds: so that repeats, early, late and lost conversions, broken records
+and times that lie exactly on a boundary are the rule and not the exception.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from google.protobuf.message import Message
+from grade.v1.conversion_pb2 import Conversion
+from grade.v1.decision_pb2 import ARM_HOLDOUT, ARM_POLICY, Decision, SignedDecision
+from grade.v1.impression_pb2 import Impression
+from grade.v1.refused_pb2 import Reason
+
+from policy.schema import load_schema
+from stream.codec import encode, partition_for
+from stream.join import JoinSettings, Log, Record
+from tests.stream.join_oracle import Entry, Horizons
+
+SCHEMA = load_schema(Path(__file__).parent.parent / "example_schema.toml")
+MAX_RECORD_BYTES = 1_400
+MEMBERS = ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.125, 0.125, 0.75))
+BASELINE = (0.5, 0.3, 0.2)
+HEAVY = "z" * 1_000
+"""An item whose conversions are large, so that few of them are too much for one request."""
+
+Built = TypeVar("Built", Impression, Conversion)
+
+
+@dataclass(frozen=True)
+class History:
+    """Both logs of a partition, complete, and the settings to join them under."""
+
+    settings: JoinSettings
+    partition: int
+    partitions: int
+    impressions: tuple[Entry[Impression], ...]
+    conversions: tuple[Entry[Conversion], ...]
+
+    @property
+    def horizons(self) -> Horizons:
+        """The settings that the oracle knows."""
+        settings = self.settings
+        request_bytes = 4 * settings.max_record_bytes
+        return Horizons(settings.window_ms, settings.early_ms, settings.late_ms, request_bytes)
+
+    @property
+    def heads(self) -> dict[Log, int]:
+        """First offset of each log."""
+        return {
+            Log.IMPRESSIONS: self.impressions[0].offset,
+            Log.CONVERSIONS: self.conversions[0].offset,
+        }
+
+    @property
+    def records(self) -> dict[Log, list[Record]]:
+        """The logs as the join reads them."""
+        return {
+            Log.IMPRESSIONS: [_record(entry) for entry in self.impressions],
+            Log.CONVERSIONS: [_record(entry) for entry in self.conversions],
+        }
+
+    def __repr__(self) -> str:
+        """Only what decides: who, when and what, one record a line."""
+        lines = [f"{self.settings} partition {self.partition} of {self.partitions}"]
+        lines += [f"  impression {_told(entry)}" for entry in self.impressions]
+        lines += [f"  conversion {_told(entry)}" for entry in self.conversions]
+        return "\n".join(lines)
+
+
+def random_history(rng: Random) -> History:
+    """Draw a history; its last records are ticks that decide everything before them.
+
+    Args:
+        rng: where every choice comes from.
+    """
+    window = rng.randint(1, 9)
+    early = rng.randint(0, 5)
+    settings = JoinSettings(
+        window_ms=window,
+        early_ms=early,
+        late_ms=rng.randint(window, 2 * window + early),
+        max_open_groups=rng.choice([1, 2, 3, 100]),
+        progress_step_ms=rng.choice([1, 2, 5, 50]),
+        max_record_bytes=MAX_RECORD_BYTES,
+    )
+    partitions = rng.choice([1, 1, 3])
+    writer = _Writer(rng, settings, rng.randrange(partitions), partitions)
+    for _ in range(rng.randint(0, 80 if writer.heavy else 40)):
+        writer.write_something()
+    return writer.finish()
+
+
+def tick(offset: int, timestamp_ms: int) -> Record:
+    """A record that only tells the time."""
+    return Record(offset=offset, timestamp_ms=timestamp_ms, key=None, value=b"", tick=True)
+
+
+@cache
+def request_ids(partition: int, partitions: int, number: int = 4) -> tuple[str, ...]:
+    """Some request ids whose key belongs to a partition."""
+    names = (f"r{i}" for i in range(1000))
+    mine = [name for name in names if partition_for(name.encode(), partitions) == partition]
+    return tuple(mine[:number])
+
+
+@cache
+def impression(request_id: str, variant: int) -> Impression:
+    """A valid impression; variants differ in arm, items and candidates."""
+    holdout = variant % 4 == 3
+    items = ("x", "y", HEAVY)[: 1 + variant % 3]
+    weights = (BASELINE,) if holdout else MEMBERS[: 2 + variant % 2]
+    decision = Decision(
+        policy=SCHEMA.policy,
+        request_id=request_id,
+        unit_id=f"unit-{variant}",
+        epoch=1,
+        version=variant,
+        schema_digest=SCHEMA.digest,
+        arm=ARM_HOLDOUT if holdout else ARM_POLICY,
+        features=[12.0, 3.0, 0.25],
+        alpha=[] if holdout else [2.0, 1.5, 1.0],
+        weights=[weight for row in weights for weight in row],
+        log_densities=[] if holdout else [0.5] * len(weights),
+        executed=0 if holdout else variant % 2,
+    )
+    return Impression(
+        policy=SCHEMA.policy,
+        request_id=request_id,
+        decision=SignedDecision(payload=encode(decision)),
+        item_ids=items,
+        positions=reversed(range(len(items))),
+        scores=[0.125 * (1 + index) for index in range(3 * len(items))],
+        unshown_scores=[0.25, 0.5, 2.0] * (variant % 2),
+        shown_at_ms=variant,
+    )
+
+
+@cache
+def conversion(request_id: str, conversion_id: str, item_id: str) -> Conversion:
+    """A valid conversion, of an item that may or may not have been shown."""
+    return Conversion(
+        policy=SCHEMA.policy,
+        request_id=request_id,
+        conversion_id=conversion_id,
+        item_id=item_id,
+        outcome="order" if conversion_id == "c0" else "click",
+        value=1.5,
+        happened_at_ms=7,
+    )
+
+
+class _Writer:
+    """Appends to both logs of a partition as time goes by."""
+
+    def __init__(
+        self, rng: Random, settings: JoinSettings, partition: int, partitions: int
+    ) -> None:
+        self.rng = rng
+        self.settings = settings
+        self.partition, self.partitions = partition, partitions
+        # A heavy history brings one request more than it may have.
+        self.heavy = heavy = rng.random() < 0.1
+        requests = 1 if heavy else rng.randint(1, 4)
+        self.requests = request_ids(partition, partitions)[:requests]
+        self.now = rng.choice([0, -20, 1_000, 1_760_000_000_000])
+        self.skew = rng.choice([0, 0, 0, settings.window_ms, -settings.early_ms])
+        self.items = ["x", HEAVY, HEAVY] if heavy else rng.choice([["x"], ["x", "x", "y", "z"]])
+        paces = [[0, 0, 0, 1, 1, 2, 3, 5, 30], [0, 0, 1], [1, 2, 5, 10]]
+        self.conversion_ids = [f"c{i}" for i in range(40 if heavy else 4)]
+        self.pace = [0, 1, 2] if heavy else rng.choice(paces)
+        self.boundaries = rng.choice([0.0, 0.1, 0.5])
+        self.disorder = rng.choice([0.0, 0.1, 0.3])
+        self.heads = (rng.choice([0, 5]), rng.choice([0, 7]))
+        self.impressions: list[Entry[Impression]] = []
+        self.conversions: list[Entry[Conversion]] = []
+        self.shown: list[tuple[str, int]] = []
+
+    def write_something(self) -> None:
+        """Let some time pass, or none, and append one record to one of the logs."""
+        rng = self.rng
+        self.now += rng.choice(self.pace)
+        kind = rng.choices(["valid", "tick", "broken"], [0.8, 0.1, 0.1])[0]
+        if rng.random() < (0.2 if self.heavy else 0.45):
+            self._write_impression(kind)
+        else:
+            self._write_conversion(kind)
+
+    def finish(self) -> History:
+        """Append ticks that decide everything, and return what was written."""
+        settings = self.settings
+        stamps = [entry.timestamp_ms for entry in self.impressions]
+        stamps += [entry.timestamp_ms for entry in self.conversions]
+        end = max(stamps, default=self.now)
+        end += settings.window_ms + settings.early_ms + settings.late_ms + 1
+        self._append_impression(end, None, b"", None, tick=True)
+        self._append_conversion(end, None, b"", None, tick=True)
+        return History(
+            settings,
+            self.partition,
+            self.partitions,
+            tuple(self.impressions),
+            tuple(self.conversions),
+        )
+
+    def _write_impression(self, kind: str) -> None:
+        stamp = self._stamp()
+        request_id = self.rng.choice(self.requests)
+        message = impression(request_id, self.rng.randrange(5))
+        if kind == "tick":
+            self._append_impression(stamp, None, b"", None, tick=True)
+        elif kind == "broken":
+            broken = broken_impressions(request_id, self.partition, self.partitions)
+            key, value, reason = self.rng.choice(broken)
+            self._append_impression(stamp, key, value, None, reason=reason)
+        else:
+            self.shown.append((request_id, stamp))
+            self._append_impression(stamp, request_id.encode(), encode(message), message)
+
+    def _write_conversion(self, kind: str) -> None:
+        stamp = self._stamp() + self.skew
+        request_id = self.rng.choice(self.requests)
+        if self.shown and self.rng.random() < 0.7:
+            request_id, shown_at = self.rng.choice(self.shown[-3:])
+            if self.rng.random() < self.boundaries:
+                stamp = max(stamp, shown_at + self._boundary())
+        message = conversion(
+            request_id, self.rng.choice(self.conversion_ids), self.rng.choice(self.items)
+        )
+        if kind == "tick":
+            self._append_conversion(stamp, None, b"", None, tick=True)
+        elif kind == "broken":
+            broken = broken_conversions(request_id, self.partition, self.partitions)
+            key, value, reason = self.rng.choice(broken)
+            self._append_conversion(stamp, key, value, None, reason=reason)
+        else:
+            self._append_conversion(stamp, request_id.encode(), encode(message), message)
+
+    def _stamp(self) -> int:
+        back = self.rng.randint(1, 12) if self.rng.random() < self.disorder else 0
+        return self.now - back
+
+    def _boundary(self) -> int:
+        settings = self.settings
+        boundary: int = self.rng.choice([-settings.early_ms, settings.window_ms, settings.late_ms])
+        return boundary + self.rng.randint(0, 1)
+
+    def _append_impression(
+        self,
+        stamp: int,
+        key: bytes | None,
+        value: bytes | None,
+        message: Impression | None,
+        *,
+        tick: bool = False,
+        reason: int = 0,
+    ) -> None:
+        offset = self.heads[0] + len(self.impressions)
+        self.impressions.append(Entry(offset, stamp, key, value, tick, message, reason))
+
+    def _append_conversion(
+        self,
+        stamp: int,
+        key: bytes | None,
+        value: bytes | None,
+        message: Conversion | None,
+        *,
+        tick: bool = False,
+        reason: int = 0,
+    ) -> None:
+        offset = self.heads[1] + len(self.conversions)
+        self.conversions.append(Entry(offset, stamp, key, value, tick, message, reason))
+
+
+Broken = tuple[bytes | None, bytes | None, int]
+
+
+@cache
+def broken_impressions(request_id: str, partition: int, partitions: int) -> tuple[Broken, ...]:
+    """Key, value and reason of impression records that are not valid, one fault each."""
+    valid = impression(request_id, 0)
+    two_items = impression(request_id, 1)
+    key = request_id.encode()
+
+    def changed(change: Callable[[Impression], object], of: Impression = valid) -> bytes:
+        return encode(_changed(of, change))
+
+    def redecided(change: Callable[[Decision], object]) -> bytes:
+        decision = Decision.FromString(valid.decision.payload)
+        change(decision)
+        return changed(lambda message: _set(message.decision, payload=encode(decision)))
+
+    return (
+        *_broken_for_both(valid, request_id, partition, partitions),
+        (key, changed(lambda m: m.unshown_scores.extend([0.5] * 900)), Reason.REASON_TOO_LARGE),
+        (key, encode(_without(valid, "decision")), Reason.REASON_MISSING_FIELD),
+        (
+            key,
+            changed(lambda m: _set(m.decision, payload=b"\xff\xff")),
+            Reason.REASON_DECISION_UNDECODABLE,
+        ),
+        (key, redecided(lambda d: _set(d, request_id="r-x")), Reason.REASON_DECISION_MISMATCH),
+        (key, redecided(lambda d: _set(d, schema_digest=b"0")), Reason.REASON_UNKNOWN_SCHEMA),
+        (key, redecided(lambda d: d.weights.append(0.5)), Reason.REASON_WRONG_DIMENSION),
+        (key, redecided(lambda d: d.log_densities.append(0.5)), Reason.REASON_WRONG_DIMENSION),
+        (key, redecided(lambda d: _put(d.weights, math.nan)), Reason.REASON_NOT_FINITE),
+        (key, redecided(lambda d: _put(d.alpha, 0.0)), Reason.REASON_OUT_OF_RANGE),
+        (key, redecided(lambda d: _set(d, executed=9)), Reason.REASON_OUT_OF_RANGE),
+        (key, changed(lambda m: m.positions.append(1)), Reason.REASON_WRONG_DIMENSION),
+        (key, changed(lambda m: m.scores.pop()), Reason.REASON_WRONG_DIMENSION),
+        (key, changed(lambda m: m.unshown_scores.append(1.0)), Reason.REASON_WRONG_DIMENSION),
+        (key, changed(lambda m: _put(m.scores, math.inf)), Reason.REASON_NOT_FINITE),
+        (
+            key,
+            changed(lambda m: _put(m.item_ids, m.item_ids[1]), two_items),
+            Reason.REASON_REPEATED_ITEM,
+        ),
+        (
+            key,
+            encode(_without(valid, "item_ids", "positions", "scores")),
+            Reason.REASON_NO_ITEMS,
+        ),
+    )
+
+
+@cache
+def broken_conversions(request_id: str, partition: int, partitions: int) -> tuple[Broken, ...]:
+    """Key, value and reason of conversion records that are not valid, one fault each."""
+    valid = conversion(request_id, "c0", "x")
+    key = request_id.encode()
+
+    def changed(change: Callable[[Conversion], object]) -> bytes:
+        return encode(_changed(valid, change))
+
+    return (
+        *_broken_for_both(valid, request_id, partition, partitions),
+        (key, changed(lambda m: _set(m, item_id="x" * 3_000)), Reason.REASON_TOO_LARGE),
+        (key, changed(lambda m: _set(m, conversion_id="")), Reason.REASON_MISSING_FIELD),
+        (key, changed(lambda m: _set(m, item_id="")), Reason.REASON_MISSING_FIELD),
+        (key, changed(lambda m: _set(m, outcome="refund")), Reason.REASON_UNKNOWN_OUTCOME),
+        (key, changed(lambda m: _set(m, value=math.nan)), Reason.REASON_NOT_FINITE),
+        (key, changed(lambda m: _set(m, value=-1.0)), Reason.REASON_OUT_OF_RANGE),
+    )
+
+
+def _broken_for_both(
+    valid: Built, request_id: str, partition: int, partitions: int
+) -> list[Broken]:
+    key = request_id.encode()
+    other = next(name for name in request_ids(partition, partitions) if name != request_id)
+    broken: list[Broken] = [
+        (key, None, Reason.REASON_NULL_VALUE),
+        (key, b"\xff\xff\xff", Reason.REASON_UNDECODABLE),
+        (
+            key,
+            encode(_changed(valid, lambda m: _set(m, request_id=""))),
+            Reason.REASON_MISSING_FIELD,
+        ),
+        (key, encode(_changed(valid, lambda m: _set(m, policy="p"))), Reason.REASON_UNKNOWN_POLICY),
+        (other.encode(), encode(valid), Reason.REASON_WRONG_KEY),
+        (None, encode(valid), Reason.REASON_WRONG_KEY),
+    ]
+    if partitions > 1:
+        elsewhere = request_ids((partition + 1) % partitions, partitions)[0]
+        if isinstance(valid, Impression):
+            stranger: Message = impression(elsewhere, 0)
+        else:
+            stranger = conversion(elsewhere, "c0", "x")
+        broken.append((elsewhere.encode(), encode(stranger), Reason.REASON_WRONG_PARTITION))
+    return broken
+
+
+def _changed(message: Built, change: Callable[[Built], object]) -> Built:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    change(copy)
+    return copy
+
+
+def _without(message: Impression, *fields: str) -> Impression:
+    copy = Impression()
+    copy.CopyFrom(message)
+    for name in fields:
+        copy.ClearField(name)  # type: ignore[arg-type]  # names are checked when it runs
+    return copy
+
+
+def _set(message: Message, **fields: object) -> None:
+    for name, value in fields.items():
+        setattr(message, name, value)
+
+
+def _put(values, value) -> None:  # type: ignore[no-untyped-def]
+    values[0] = value
+
+
+def _record(entry: Entry[Impression] | Entry[Conversion]) -> Record:
+    return Record(entry.offset, entry.timestamp_ms, entry.key, entry.value, entry.tick)
+
+
+def _told(entry: Entry[Impression] | Entry[Conversion]) -> str:
+    where = f"offset {entry.offset} at {entry.timestamp_ms}:"
+    if entry.tick:
+        return f"{where} tick"
+    if isinstance(entry.message, Impression):
+        items = [item[:9] for item in entry.message.item_ids]
+        return f"{where} {entry.message.request_id} shows {items}"
+    if isinstance(entry.message, Conversion):
+        message = entry.message
+        item = message.item_id[:9]
+        return f"{where} {message.request_id} {message.conversion_id} of {item}"
+    return f"{where} broken, {Reason.Name(Reason.ValueType(entry.reason))}"

@@ -1,0 +1,318 @@
+"""Reconciling a run without faults, with harmless faults, and with one planted difference each."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from grade.v1.parameters_pb2 import ParameterSnapshot, Version
+from grade.v1.refused_pb2 import Refused
+from grade.v1.reward_group_pb2 import JoinRecord
+
+from policy.errors import RetentionLost
+from stream.codec import encode
+from stream.logs import Log
+from stream.reconcile import Content, ReconcileReport, reconcile
+from tests.stream import learner_world as world
+from tests.stream.learner_world import SCHEMA, SETTINGS, changed, put, with_another, without
+
+GROUPS = "grade.reward-groups.v1"
+
+
+@pytest.fixture(scope="module")
+def sound() -> Content:
+    return world.content()
+
+
+def check(content: Content) -> ReconcileReport:
+    return reconcile(SCHEMA, SETTINGS, content)
+
+
+def message_at(log: Log, kind: str, number: int) -> tuple[int, JoinRecord]:
+    """Place and message of the record of a kind with this number in the log."""
+    found = [
+        (at, message)
+        for at, record in enumerate(log.records)
+        if (message := JoinRecord.FromString(record.value or b"")).HasField(kind)  # type: ignore[arg-type]
+    ]
+    return found[number]
+
+
+def test_a_run_without_faults_is_conserved_and_reconciled(sound: Content) -> None:
+    report = check(sound)
+    assert [str(each) for each in report.differences] == []
+    assert report.unconserved == []
+    assert report.ok
+    assert report.groups == 60  # every request's first impression
+    assert report.impressions.read == sum(len(log.records) for log in sound.impressions)
+    assert report.impressions.used == 60
+    assert report.impressions.ticks == 4
+    assert report.conversions.late > 0
+    assert report.conversions.orphans > 0
+    assert report.conversions.duplicates > 0
+    assert report.impressions.dead_letters + report.conversions.dead_letters == 3
+    versions = report.versions
+    assert versions.versions == len(sound.versions.records) > 5
+    assert versions.versions_compared == versions.snapshots_compared == versions.versions
+    assert versions.groups_applied == sum(
+        1
+        for log in sound.reward_groups
+        for record in log.records
+        if (message := JoinRecord.FromString(record.value or b"")).HasField("group")
+        and message.group.HasField("rewards")
+    )
+    assert (versions.groups_lost, versions.groups_applied_twice) == (0, 0)
+
+
+def test_every_record_read_has_exactly_one_fate(sound: Content) -> None:
+    for partition in check(sound).partitions:
+        for fates in (partition.impressions, partition.conversions):
+            assert fates.read == (
+                fates.used
+                + fates.late
+                + fates.orphans
+                + fates.duplicates
+                + fates.dead_letters
+                + fates.ticks
+                + fates.open
+            )
+
+
+def test_repeats_of_an_old_owner_change_nothing(sound: Content) -> None:
+    groups, late = sound.reward_groups[0], sound.late[0]
+    repeated = groups
+    for number in (0, 3):
+        at, _ = message_at(groups, "group", number)
+        repeated = with_another(repeated, groups.records[at].key, groups.records[at].value)
+    content = replace(
+        sound,
+        reward_groups=put(sound.reward_groups, 0, repeated),
+        late=put(sound.late, 0, with_another(late, late.records[0].key, late.records[0].value)),
+        versions=with_another(
+            sound.versions, sound.versions.records[0].key, sound.versions.records[0].value
+        ),
+    )
+    report = check(content)
+    assert report.ok
+    assert report.partitions[0].repeats == 2
+    assert report.conversions == check(sound).conversions
+
+
+def test_what_the_join_and_the_learner_have_not_written_yet_is_open(sound: Content) -> None:
+    """Cut the outputs in the middle, as a running system looks."""
+    groups = sound.reward_groups[1]
+    middle = len(groups.records) // 2
+    cut = Log(0, middle, groups.records[:middle])
+    versions = Log(0, 1, sound.versions.records[:1])
+    parameters = Log(0, 0, [])
+    content = replace(
+        sound,
+        reward_groups=put(sound.reward_groups, 1, cut),
+        versions=versions,
+        parameters=parameters,
+    )
+    report = check(content)
+    assert [str(each) for each in report.differences] == []
+    assert report.ok
+    assert report.partitions[1].impressions.open > 0
+
+
+def test_nothing_written_at_all_is_open_and_no_difference(sound: Content) -> None:
+    empty = [Log(0, 0, []) for _ in sound.impressions]
+    content = replace(
+        sound,
+        reward_groups=empty,
+        late=empty,
+        orphans=empty,
+        dead_letters=empty,
+        versions=Log(0, 0, []),
+        parameters=Log(0, 0, []),
+    )
+    report = check(content)
+    assert report.ok
+    assert report.impressions.open == report.impressions.read - report.impressions.ticks
+
+
+def alter_group(content: Content) -> Content:
+    at, message = message_at(content.reward_groups[0], "group", 2)
+    message.group.rewards.posterior[1] += 1e-12
+    log = changed(content.reward_groups[0], at, value=encode(message))
+    return replace(content, reward_groups=put(content.reward_groups, 0, log))
+
+
+def alter_key(content: Content) -> Content:
+    at, _ = message_at(content.reward_groups[1], "group", 0)
+    log = changed(content.reward_groups[1], at, key=b"another")
+    return replace(content, reward_groups=put(content.reward_groups, 1, log))
+
+
+def lose_group(content: Content) -> Content:
+    at, _ = message_at(content.reward_groups[0], "group", 4)
+    log = without(content.reward_groups[0], at)
+    return replace(content, reward_groups=put(content.reward_groups, 0, log))
+
+
+def repeat_differently(content: Content) -> Content:
+    at, message = message_at(content.reward_groups[0], "group", 3)
+    message.group.close_time_ms += 1
+    log = with_another(
+        content.reward_groups[0], content.reward_groups[0].records[at].key, encode(message)
+    )
+    return replace(content, reward_groups=put(content.reward_groups, 0, log))
+
+
+def invent_group(content: Content) -> Content:
+    _, message = message_at(content.reward_groups[0], "group", 3)
+    message.group.offset += 10_000
+    log = with_another(content.reward_groups[0], b"key", encode(message))
+    return replace(content, reward_groups=put(content.reward_groups, 0, log))
+
+
+def alter_progress(content: Content) -> Content:
+    at, message = message_at(content.reward_groups[0], "progress", -1)
+    message.progress.standing.counts.conversions_duplicate += 1
+    log = changed(content.reward_groups[0], at, value=encode(message))
+    return replace(content, reward_groups=put(content.reward_groups, 0, log))
+
+
+def lose_start(content: Content) -> Content:
+    log = without(content.reward_groups[1], 0)
+    return replace(content, reward_groups=put(content.reward_groups, 1, log))
+
+
+def lose_late(content: Content) -> Content:
+    return replace(content, late=put(content.late, 0, without(content.late[0], 1)))
+
+
+def alter_orphan(content: Content) -> Content:
+    refused = Refused.FromString(content.orphans[0].records[0].value or b"")
+    refused.time_ms -= 1
+    log = changed(content.orphans[0], 0, value=encode(refused))
+    return replace(content, orphans=put(content.orphans, 0, log))
+
+
+def scramble_dead_letter(content: Content) -> Content:
+    partition = next(at for at, log in enumerate(content.dead_letters) if log.records)
+    log = changed(content.dead_letters[partition], 0, value=b"\xff")
+    return replace(content, dead_letters=put(content.dead_letters, partition, log))
+
+
+def alter_state(content: Content) -> Content:
+    version = Version.FromString(content.versions.records[4].value or b"")
+    version.state_sha256 = bytes(32)
+    return replace(content, versions=changed(content.versions, 4, value=encode(version)))
+
+
+def lose_version(content: Content) -> Content:
+    return replace(content, versions=without(content.versions, 3))
+
+
+def alter_snapshot(content: Content) -> Content:
+    snapshot = ParameterSnapshot.FromString(content.parameters.records[2].value or b"")
+    snapshot.parameters = snapshot.parameters[:-1] + b"\x01"
+    return replace(content, parameters=changed(content.parameters, 2, value=encode(snapshot)))
+
+
+def lose_snapshot(content: Content) -> Content:
+    return replace(content, parameters=without(content.parameters, 2))
+
+
+def invent_version(content: Content) -> Content:
+    record = content.versions.records[-1]
+    version = Version.FromString(record.value or b"")
+    version.version += 7
+    log = with_another(content.versions, record.key, encode(version))
+    return replace(content, versions=log)
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"),
+    [
+        (alter_group, rf"{GROUPS} partition 0 offset \d+: group.rewards.posterior\[1\]: expected"),
+        (alter_key, rf"{GROUPS} partition 1 offset \d+: key: expected .*, seen {b'another'.hex()}"),
+        (lose_group, rf"{GROUPS} partition 0: group of impression \d+: expected one, seen none"),
+        (repeat_differently, rf"{GROUPS} partition 0 offset \d+: group.close_time_ms: expected"),
+        (
+            invent_group,
+            rf"{GROUPS} partition 0 offset \d+: group of impression 100\d\d: expected n",
+        ),
+        (
+            alter_progress,
+            rf"{GROUPS} partition 0 offset \d+: progress.standing.counts.conversions_duplicate",
+        ),
+        (lose_start, rf"{GROUPS} partition 1 offset 0: kind: expected the partition's start"),
+        (lose_late, r"grade.late.v1 partition 0: record for conversions offset \d+: expected one"),
+        (alter_orphan, "grade.orphans.v1 partition 0 offset 0: time_ms: expected"),
+        (scramble_dead_letter, r"grade.dead-letters.v1 partition \d offset 0: value: expected a R"),
+        (alter_state, "grade.versions.v1 partition 0 offset 4: version 5 of epoch 1: state_sha256"),
+        (lose_version, "grade.versions.v1 partition 0: version 4 of epoch 1: expected one"),
+        (alter_snapshot, "grade.parameters.v1 partition 0 offset 2: version 3 .*: parameters: exp"),
+        (lose_snapshot, "grade.parameters.v1 partition 0: version 3 of epoch 1: expected one, se"),
+        (invent_version, r"grade.versions.v1 partition 0 offset \d+: version \d+ of epoch 1: expe"),
+    ],
+)
+def test_a_planted_difference_is_found_and_named(
+    sound: Content, plant: Callable[[Content], Content], named: str
+) -> None:
+    report = check(plant(sound))
+    assert not report.ok
+    assert not report.reconciled
+    sentences = [str(each) for each in report.differences]
+    assert re.match(named, sentences[0]), sentences[:3]
+
+
+def test_a_lost_record_is_also_missed_in_the_sums(sound: Content) -> None:
+    report = check(lose_late(sound))
+    assert not report.conserved
+    assert "conversions" in report.unconserved[0]
+    assert report.as_json()["conserved"] is False
+
+
+def relearn(content: Content, change: Callable[[Version], None], at: int) -> Content:
+    version = Version.FromString(content.versions.records[at].value or b"")
+    change(version)
+    return replace(content, versions=changed(content.versions, at, value=encode(version)))
+
+
+def test_groups_that_a_version_leaves_out_are_lost(sound: Content) -> None:
+    def leave_one_out(version: Version) -> None:
+        version.groups -= 1
+
+    report = check(relearn(sound, leave_one_out, 2))
+    assert report.versions.groups_lost == 1
+    assert report.versions.groups_applied_twice == 0
+
+
+def test_groups_that_two_versions_apply_are_applied_twice(sound: Content) -> None:
+    grandparent = Version.FromString(sound.versions.records[1].value or b"")
+    parent = Version.FromString(sound.versions.records[2].value or b"")
+
+    def learn_from_grandparent(version: Version) -> None:
+        version.parent = grandparent.version
+        version.groups += parent.groups
+
+    report = check(relearn(sound, learn_from_grandparent, 3))
+    assert report.versions.groups_applied_twice == parent.groups
+    assert report.versions.groups_lost == 0
+
+
+def test_a_ledger_that_jumps_back_and_forth_at_the_end_is_noticed(sound: Content) -> None:
+    last = len(sound.versions.records) - 1
+    before = Version.FromString(sound.versions.records[last - 1].value or b"")
+
+    def stand_still(version: Version) -> None:
+        del version.ledger[:]
+        version.ledger.extend(before.ledger)
+        version.groups = 0
+
+    own = Version.FromString(sound.versions.records[last].value or b"").groups
+    assert check(relearn(sound, stand_still, last)).versions.groups_lost == own
+
+
+def test_inputs_that_retention_took_are_named_and_not_guessed(sound: Content) -> None:
+    log = sound.impressions[0]
+    content = replace(
+        sound, impressions=put(sound.impressions, 0, Log(5, log.end, log.records[5:]))
+    )
+    with pytest.raises(RetentionLost, match="5"):
+        check(content)
