@@ -1,0 +1,1 @@
+"""Figures that the docs quote, with the commands that make them."""
