@@ -1,0 +1,1 @@
+"""The `grade` command: each verb reads settings, builds, runs."""

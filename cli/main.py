@@ -1,0 +1,92 @@
+"""Entry point of the `grade` command; a verb's module is imported only when the verb is used."""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.settings import load_settings
+from policy.errors import GradeError, SettingsError
+
+# verb -> (attribute of the module cli.<verb>, what it does in one line)
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "The whole loop on this machine, with simulated users and a live view."),
+    "up": ("up", "The same processes, supervised, for your own traffic."),
+    "broker": ("app", "Run a local Apache Kafka: up, down, status."),
+    "topics": ("app", "Create and check the topics."),
+    "serve": ("serve", "Policy server: answers ranking requests over gRPC."),
+    "join": ("join", "Join worker: impressions and conversions become reward groups."),
+    "learn": ("learn", "Learner: reward groups become policy versions."),
+    "reconcile": ("reconcile", "Recompute groups and versions from the topics and compare."),
+    "simulate": ("simulate", "Play a simulated marketplace against a running system."),
+    "replay": ("replay", "Play a folder of real requests in event time."),
+    "config": ("config", "Print the effective settings, their meaning and source."),
+}
+
+
+def command_line(wanted: str | None) -> typer.Typer:
+    """The whole command line, with only the wanted verb's module imported.
+
+    Args:
+        wanted: the verb that will be run; None imports no verb.
+    """
+    app = typer.Typer(
+        name="grade",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Every verb has --help. Settings: GRADE_* and grade.toml, see `grade config`.",
+    )
+
+    @app.callback(invoke_without_command=True, no_args_is_help=True)
+    def grade(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.")
+        ] = False,
+    ) -> None:
+        """Learn per-request fusion weights for ranking, from live feedback."""
+        if version:
+            typer.echo(f"grade {importlib.metadata.version('grade-stream')}")
+            raise typer.Exit
+
+    for verb, (attribute, what) in VERBS.items():
+        if verb != wanted:
+            app.command(verb, help=what)(_elsewhere)
+            continue
+        found = getattr(importlib.import_module(f"cli.{verb}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb)
+        else:
+            app.command(verb)(found)
+    return app
+
+
+def _elsewhere() -> None:
+    """Stands for a verb that is listed but not run."""
+
+
+def main() -> None:
+    """Run the command line; a wrong setting exits with 2, any other known error with 1."""
+    # Bit-reproducible learning needs one code path in MKL, chosen before torch is loaded.
+    os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+    wanted = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    try:
+        if wanted in VERBS:
+            from cli.logs import configure
+
+            settings = load_settings()
+            configure(settings.log_format, settings.log_level)
+        command_line(wanted)()
+    except SettingsError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except GradeError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The processes of one system on this machine, and how to tell that they are ready."""
+
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from cli.settings import Settings, environment_of
+from cli.supervisor import ProcessPlan, Supervisor
+from monitor.watch import ask
+from policy.errors import GradeError
+
+START_TIMEOUT_S = 60.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that were free a moment ago, all different."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            found.append(int(listener.getsockname()[1]))
+        return found
+
+
+def process_plans(settings: Settings, join_workers: int) -> list[ProcessPlan]:
+    """Server, join workers and learner, in the order in which they start.
+
+    Args:
+        settings: what the processes read; the join workers after the first take free admin ports.
+        join_workers: number of join workers, at least 1.
+    """
+    environment = environment_of(settings)
+    plans = [ProcessPlan("serve", ["serve"], environment, settings.serve_admin_port)]
+    further = free_ports(join_workers - 1)
+    for number, port in enumerate([settings.join_admin_port, *further], start=1):
+        name = "join" if join_workers == 1 else f"join-{number}"
+        plans.append(
+            ProcessPlan(name, ["join"], {**environment, "GRADE_JOIN_ADMIN_PORT": str(port)}, port)
+        )
+    plans.append(ProcessPlan("learn", ["learn"], environment, settings.learn_admin_port))
+    return plans
+
+
+def admin_ports(plans: Sequence[ProcessPlan]) -> dict[str, int]:
+    """Admin port by name of the process."""
+    return {plan.name: plan.admin_port for plan in plans if plan.admin_port is not None}
+
+
+def wait_until_healthy(
+    ports: Mapping[str, int], supervisor: Supervisor, timeout_s: float = START_TIMEOUT_S
+) -> None:
+    """Wait until every process answers /health with "ok".
+
+    Raises:
+        GradeError: naming the process that did not become healthy, with its last answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    for name, port in ports.items():
+        answer: Any = None
+        while answer is None or answer.get("status") != "ok":
+            if time.monotonic() > deadline:
+                raise GradeError(
+                    f"{name}: expected to be healthy within {timeout_s:.0f} s, "
+                    f"seen {answer or 'no answer'}; the log tells more: {supervisor.log_path}"
+                )
+            supervisor.keep_running()
+            time.sleep(0.05)  # polling another process
+            answer = ask(port, "/health")

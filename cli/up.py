@@ -1,0 +1,92 @@
+"""`grade up`: broker, server, join and learner on this machine, supervised."""
+
+import signal
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from cli.settings import load_settings
+from cli.supervisor import Supervisor
+from cli.system import admin_ports, process_plans, wait_until_healthy
+from cli.wiring import topic_plan
+from policy.errors import SettingsError
+from policy.schema import load_schema
+from stream.broker import LocalBroker
+from stream.connection import Connection
+from stream.topics import create
+
+
+def up(
+    schema: Annotated[
+        Path | None, typer.Option(help="The policy's schema [setting: schema_path].")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder for everything on disk [setting: data_dir].")
+    ] = None,
+    join_workers: Annotated[int, typer.Option(min=1, help="Join workers.")] = 1,
+    broker: Annotated[
+        bool,
+        typer.Option(
+            help="Run a local Kafka too, on the port of bootstrap_servers; "
+            "with --no-broker an existing one is used."
+        ),
+    ] = True,
+) -> None:
+    """Run the whole system for your own traffic until Ctrl-C.
+
+    Starts a local Kafka (unless --no-broker), creates the topics that are missing, and keeps
+    server, join workers and learner running: one that ends is started again. Their output goes to
+    <data_dir>/grade.log. Ctrl-C or SIGTERM stops everything in order; the data stays.
+    """
+    settings = load_settings({"schema_path": schema, "data_dir": data_dir})
+    policy = load_schema(settings.schema_path)
+    settings = settings.model_copy(
+        update={
+            "schema_path": settings.schema_path.resolve(),
+            "data_dir": settings.data_dir.resolve(),
+        }
+    )
+    console = Console(stderr=True)
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    with ExitStack() as stack:
+        if broker:
+            local = LocalBroker(
+                settings.data_dir / "kafka",
+                _local_port(settings.bootstrap_servers),
+                progress=console.print,
+            )
+            local.up()
+            stack.callback(local.down)
+            console.print(f"Kafka runs at {settings.bootstrap_servers}")
+        create(Connection(settings.bootstrap_servers), topic_plan(settings, policy))
+        plans = process_plans(settings, join_workers)
+        running = stack.enter_context(Supervisor(plans, settings.data_dir / "grade.log"))
+        wait_until_healthy(admin_ports(plans), running)
+        console.print(
+            f"policy {policy.policy!r} is served at {settings.serve_host}:{settings.serve_port}\n"
+            + "\n".join(
+                f"  {name:8} http://{settings.admin_host}:{port}/health and /metrics"
+                for name, port in admin_ports(plans).items()
+            )
+            + f"\nlog: {running.log_path}\nCtrl-C stops everything."
+        )
+        while not stop.wait(1.0):
+            running.keep_running()
+        console.print("stopping")
+
+
+def _local_port(bootstrap_servers: str) -> int:
+    parts = urlsplit(f"//{bootstrap_servers}")
+    if parts.hostname not in ("127.0.0.1", "localhost") or parts.port is None:
+        raise SettingsError(
+            "bootstrap_servers: expected one address on 127.0.0.1 for the local broker, "
+            f"seen {bootstrap_servers!r}; with --no-broker any Kafka can be used"
+        )
+    return parts.port

@@ -1,0 +1,1 @@
+"""Watching the loop: nothing here has an influence on it."""

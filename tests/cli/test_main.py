@@ -1,0 +1,42 @@
+"""The command line tells what there is without loading it."""
+
+import subprocess
+import sys
+
+from cli.main import VERBS
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_every_verb() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for verb in VERBS:
+        assert f" {verb} " in done.stdout
+
+
+def test_every_verb_has_help() -> None:
+    for verb in VERBS:
+        done = run(verb, "--help")
+        assert (done.returncode, done.stderr) == (0, ""), verb
+        assert "Usage: grade" in done.stdout
+
+
+def test_an_unknown_verb_is_refused() -> None:
+    done = run("sevre")
+    assert done.returncode == 2
+    assert "No such command 'sevre'" in done.stderr
+
+
+def test_help_loads_neither_torch_nor_faust_nor_kafka() -> None:
+    code = (
+        "import sys; from cli.main import command_line; command_line(None); "
+        "sys.exit(sorted({'torch', 'faust', 'kafka', 'grpc'} & set(sys.modules)).__repr__() "
+        "if {'torch', 'faust', 'kafka', 'grpc'} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
