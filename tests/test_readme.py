@@ -1,0 +1,38 @@
+"""The README's walk through is run as it stands, against the running system."""
+
+import re
+from pathlib import Path
+
+from stream.connection import Connection
+from tests.system import running_system
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_walk_through_works(connection: Connection, tmp_path: Path) -> None:
+    text = README.read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    with running_system(connection, tmp_path) as system:
+        for said, real in {
+            "127.0.0.1:19092": connection.bootstrap_servers,
+            "127.0.0.1:50051": system.target,
+            'Topics("grade")': f'Topics("{system.settings.topic_prefix}")',
+        }.items():
+            assert said in code
+            code = code.replace(said, real)
+        exec(compile(code, str(README), "exec"), {})
+        system.await_applied(1)
+        report = system.stop_and_reconcile()
+    assert report.ok
+    assert (report.groups, report.conversions.used) == (1, 1)
+
+
+def test_every_command_named_exists() -> None:
+    from cli.main import VERBS
+
+    text = README.read_text(encoding="utf-8")
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    verbs = re.findall(r"\bgrade ([a-z]+)", " ".join(re.findall(r"`[^`]+`|^\.venv.*$", text, re.M)))
+    assert {"up", "reconcile", "replay"} <= set(verbs) <= set(VERBS)
+    for target in re.findall(r"^make ([a-z]+)", text, re.M):
+        assert f"\n{target}: " in makefile
