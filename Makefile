@@ -7,8 +7,6 @@ READY := $(VENV)/.ready
 PROTOS := $(wildcard proto/grade/v1/*.proto)
 CODE := policy stream serving grade_client simulator evaluation monitor cli benchmarks tests
 ARGS ?=
-# Bit-reproducible learning: see docs/guarantees.md.
-export MKL_CBWR ?= COMPATIBLE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock proto check test demo bench
@@ -24,7 +22,7 @@ $(VENV)/bin/python:
 
 $(READY): $(VENV)/bin/python requirements.lock pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9
-	$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install -q --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from cli.settings import Settings, load_settings
-from policy.errors import BrokerError, SettingsError
+from cli.wiring import local_broker_port
+from policy.errors import BrokerError
 from stream.broker import BrokerStatus, LocalBroker
 from stream.broker_jars import KAFKA_VERSION
-from stream.connection import Connection
 
 STOPPED = 3
 """Exit code of `status` when the broker does not run, as service managers have it."""
@@ -50,7 +50,7 @@ def up(
     settings = load_settings()
     broker = LocalBroker(
         _folder(settings, data_dir),
-        _local_port(settings.bootstrap_servers) if port is None else port,
+        local_broker_port(settings) if port is None else port,
         progress=lambda sentence: typer.echo(sentence, err=True),
     )
     if not foreground:
@@ -106,13 +106,3 @@ def _sentence(status: BrokerStatus) -> str:
 
 def _folder(settings: Settings, data_dir: Path | None) -> Path:
     return settings.data_dir / "kafka" if data_dir is None else data_dir
-
-
-def _local_port(bootstrap_servers: str) -> int:
-    addresses = Connection(bootstrap_servers).addresses
-    if len(addresses) != 1 or addresses[0][0] not in ("127.0.0.1", "localhost"):
-        raise SettingsError(
-            "bootstrap_servers: expected one address on 127.0.0.1 for the local broker, "
-            f"seen {bootstrap_servers!r}; --port chooses another port"
-        )
-    return addresses[0][1]

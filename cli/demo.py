@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from stream.reconcile import read_content, reconcile
 from stream.topics import Topics, create
 
 SETTLE_LIMIT_S = 60.0
+REFRESH_S = 0.5
 QUIET_S = 1.5
 """All is learned when nothing has been open or unread for so long; ticks go on for ever."""
 IDLE_UNREAD = 8
@@ -211,7 +213,7 @@ def _watch(
     """Show the loop until the traffic has ended and everything it caused is learned and served."""
     objectives = [objective.name for objective in schema.objectives]
     title = f"GRADE · policy {schema.policy}"
-    deadline = float("inf")
+    deadline = decided_at = math.inf
     line_at = 0.0
     busy_at = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=picture_file is None) as live:
@@ -223,17 +225,24 @@ def _watch(
             elif time.monotonic() >= line_at:
                 line_at = time.monotonic() + LINE_EVERY_S
                 console.print(_line(picture), soft_wrap=True, highlight=False)
+            time.sleep(REFRESH_S)  # the view must not take the machine from what it shows
             if traffic.poll() is None:
                 continue
-            deadline = min(deadline, time.monotonic() + SETTLE_LIMIT_S)
+            if deadline == math.inf:
+                deadline = time.monotonic() + SETTLE_LIMIT_S
+                # By then the frontier has passed the last record: every fate is known.
+                decided_at = time.monotonic() + (schema.window_ms + schema.early_ms) / 1000
             if picture.unread > IDLE_UNREAD or picture.open_groups or watch.latency.waiting:
                 busy_at = time.monotonic()
-            if time.monotonic() > min(deadline, busy_at + QUIET_S):
+            if time.monotonic() > min(deadline, max(busy_at, decided_at) + QUIET_S):
                 break
     if picture_file is not None:
         recorder = Console(record=True, width=100, file=io.StringIO())
         recorder.print(draw(picture, objectives, title))
-        recorder.save_svg(str(picture_file), title="make demo")
+        svg = recorder.export_svg(title="make demo")
+        # A picture in a README must not fetch fonts from elsewhere.
+        svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+        picture_file.write_text(svg, encoding="utf-8")
 
 
 def _line(picture: Picture) -> str:

@@ -23,7 +23,11 @@ def configure(fmt: Literal["console", "json"], level: str) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if fmt == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # Rich tracebacks print local variables, and with them what users sent.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     structlog.configure(
         processors=[
@@ -54,3 +58,5 @@ def configure(fmt: Literal["console", "json"], level: str) -> None:
     # Kafka clients and Faust tell every heartbeat; only their warnings matter to an operator.
     for noisy in ("kafka", "aiokafka", "faust", "mode"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    # It warns of every poll that takes 0.1 s, which a busy machine brings about.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

@@ -70,8 +70,9 @@ def _elsewhere() -> None:
 
 def main() -> None:
     """Run the command line; a wrong setting exits with 2, any other known error with 1."""
-    # Bit-reproducible learning needs one code path in MKL, chosen before torch is loaded.
+    # Bit-reproducible numbers need one code path, chosen before numpy and torch are loaded.
     os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     wanted = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
         if wanted in VERBS:
@@ -79,7 +80,7 @@ def main() -> None:
 
             settings = load_settings()
             configure(settings.log_format, settings.log_level)
-        command_line(wanted)()
+        command_line(wanted)(prog_name="grade")
     except SettingsError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

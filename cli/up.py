@@ -5,7 +5,6 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -13,8 +12,7 @@ from rich.console import Console
 from cli.settings import load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, process_plans, wait_until_healthy
-from cli.wiring import topic_plan
-from policy.errors import SettingsError
+from cli.wiring import local_broker_port, topic_plan
 from policy.schema import load_schema
 from stream.broker import LocalBroker
 from stream.connection import Connection
@@ -23,10 +21,10 @@ from stream.topics import create
 
 def up(
     schema: Annotated[
-        Path | None, typer.Option(help="The policy's schema [setting: schema_path].")
+        Path | None, typer.Option(help="The policy's schema (setting schema_path).")
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder for everything on disk [setting: data_dir].")
+        Path | None, typer.Option(help="Folder for everything on disk (setting data_dir).")
     ] = None,
     join_workers: Annotated[int, typer.Option(min=1, help="Join workers.")] = 1,
     broker: Annotated[
@@ -59,7 +57,7 @@ def up(
         if broker:
             local = LocalBroker(
                 settings.data_dir / "kafka",
-                _local_port(settings.bootstrap_servers),
+                local_broker_port(settings),
                 progress=console.print,
             )
             local.up()
@@ -80,13 +78,3 @@ def up(
         while not stop.wait(1.0):
             running.keep_running()
         console.print("stopping")
-
-
-def _local_port(bootstrap_servers: str) -> int:
-    parts = urlsplit(f"//{bootstrap_servers}")
-    if parts.hostname not in ("127.0.0.1", "localhost") or parts.port is None:
-        raise SettingsError(
-            "bootstrap_servers: expected one address on 127.0.0.1 for the local broker, "
-            f"seen {bootstrap_servers!r}; with --no-broker any Kafka can be used"
-        )
-    return parts.port

@@ -53,10 +53,10 @@ class TrainerSettings:
     """Clipped steps on the groups as served."""
     epsilon: float = 0.2
     """Clip of the importance ratio."""
-    ratio_cap: float = 10.0
-    """Greatest importance ratio of a stale group."""
+    ratio_cap: float = 1.5
+    """Greatest importance ratio of a stale group; at 10 stale groups cost final value."""
     kl_weight: float = 0.0
-    """Weight of the KL to version 0, in reward units per nat; 0 because any cost final value."""
+    """Weight of the KL to version 0, in reward units per nat; 0: any weight cost final value."""
     fresh_steps: int = 1
     """Steps on groups drawn anew from the current policy for the slot's requests."""
     replay_steps: int = 2

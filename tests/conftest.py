@@ -14,8 +14,9 @@ from stream.connection import Connection
 from stream.topics import Topics
 from tests.kafka import create_fresh
 
-# As the command line does: one code path in MKL, chosen before torch is loaded.
+# As the command line does: one code path for bit-reproducible numbers.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

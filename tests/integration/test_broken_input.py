@@ -78,7 +78,7 @@ def test_broken_records_requests_and_snapshots(connection: Connection, tmp_path:
             traffic.await_more(60)
         assert traffic.failures == []
         system.await_applied(traffic.shown)
-        assert 'grade_join_refused_total{reason="UNDECODABLE"} 1.0' in metrics(system, "join")
+        assert 'grade_join_refused_total{reason="undecodable"} 1.0' in metrics(system, "join")
 
         letters = [
             Refused.FromString(record.value)

@@ -29,7 +29,7 @@ def wild_parameters(seed: int, features: int, objectives: int, spread: float) ->
     return wild
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 2**32),
     features=st.integers(1, 40),

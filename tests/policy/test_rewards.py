@@ -113,7 +113,7 @@ def test_soft_rules_cost_the_distance_from_their_range() -> None:
     weights = [[0.5, 0.25, 0.25], [0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     assert format_rewards(schema, weights).tolist() == [0.0, -0.5, -0.25, -0.75]
     assert math.copysign(1, format_rewards(schema, weights)[0]) == 1
-    steep = make_schema(soft_rules="[[soft_rules]]\nobjective = 'o0'\nmin_weight = 1\n" * 1)
+    steep = make_schema(soft_rules="[[soft_rules]]\nobjective = 'o0'\nmin_weight = 1\n")
     assert format_rewards(steep, [[0.0, 0.5, 0.5]]).tolist() == [-1.0]
 
 

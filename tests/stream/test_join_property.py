@@ -193,18 +193,23 @@ def test_a_gap_loses_nothing(rng: Random) -> None:
     history = random_history(rng)
     output = OutputPartition()
     owner = Owner(history, output, rng)
-    refused = 0
     while owner.act():
         log = rng.choice(list(Log))
-        if owner.unwritten or not owner.resumed or owner.unread(log) < 3:
+        if not owner.resumed or owner.unread(log) < 3:
             continue
-        position = owner.join.position(log)
-        rest = owner.records[log][position - history.heads[log] :]
-        hole = rng.randint(0, 1)
+        read, rest = owner.records[log][: position(owner, log)], owner.records[log]
+        rest = rest[len(read) :]
+        batches = [rest[1:2], [rest[0], rest[2]], [rest[0], rest[0]]]
+        if read:
+            batches.append([read[-1], rest[0]])
+        batch = rng.choice(batches)
+        before = owner.join.position(log)
         with pytest.raises(OffsetGap) as gap:
-            owner.join.feed(log, [*rest[:hole], rest[hole + 1]])
-        assert (gap.value.expected, gap.value.seen) == (position + hole, position + hole + 1)
-        refused += 1
+            owner.join.feed(log, batch)
+        assert owner.join.position(log) == before
+        offsets = [record.offset for record in batch]
+        expected = before if offsets[0] != before else before + 1
+        assert (gap.value.expected, gap.value.seen) == (expected, offsets[expected - before])
     Expected(history, digest_of(output)).check(output)
 
 
