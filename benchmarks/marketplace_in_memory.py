@@ -10,6 +10,11 @@ up. Prints how much of the way from uniform weights to the oracle the served mea
 import argparse
 import heapq
 import itertools
+import json
+import os
+import platform
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -27,7 +32,7 @@ from policy.fusion import rank
 from policy.schema import load_schema
 from policy.trainer import TrainerSettings
 from simulator.marketplace import POLICY, Marketplace, MarketplaceSettings
-from simulator.truth import Truth
+from simulator.truth import Truth, rounded
 
 SLOT_MS: Final = 250
 PARTITIONS: Final = 4
@@ -127,23 +132,36 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=300.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--drift-at-s", type=float)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
+    figures: dict[str, float | None] = {}
     for seed in given.seeds:
         began = time.perf_counter()
         truth, loop = run(given.requests, seed=seed, rate=given.rate, drift_at_s=given.drift_at_s)
         end_s = given.requests / given.rate
         value = truth.over(0.75 * end_s, end_s)
         print(f"seed {seed}: last quarter {value.as_json()}")
+        figures[f"recovered_seed_{seed}"] = rounded(value.recovered)
+        figures[f"static_recovered_seed_{seed}"] = rounded(value.share(value.static))
         curve = [
             f"{point['at_s']:.0f}s {point['recovered']:.2f}"
             for point in truth.curve()
             if point["recovered"] is not None
         ]
         print("  recovered by time: " + "  ".join(curve[::3]))
-        print(
-            f"  {len(loop.versions)} versions, gate {loop.versions[-1].gate:.2f}, concentration "
-            f"{loop.versions[-1].concentration:.1f}, {time.perf_counter() - began:.0f} s"
-        )
+        took = f"{len(loop.versions)} versions, {time.perf_counter() - began:.0f} s"
+        if loop.versions:  # none before the first window has closed
+            last = loop.versions[-1]
+            took += f", gate {last.gate:.2f}, concentration {last.concentration:.1f}"
+        print("  " + took)
+    if given.json is not None:
+        report = {
+            "name": "marketplace_in_memory",
+            "figures": figures,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "command": shlex.join(sys.argv),
+        }
+        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "config": ("config", "Print the effective settings, their meaning and source."),
 }
 
+# Verbs that show progress themselves; the processes that they start log to a file.
+WITH_A_VIEW = {"demo", "up", "replay", "reconcile"}
+
 
 def command_line(wanted: str | None) -> typer.Typer:
     """The whole command line, with only the wanted verb's module imported.
@@ -79,7 +82,8 @@ def main() -> None:
             from cli.logs import configure
 
             settings = load_settings()
-            configure(settings.log_format, settings.log_level)
+            quiet = wanted in WITH_A_VIEW and settings.log_level == "info"
+            configure(settings.log_format, "warning" if quiet else settings.log_level)
         command_line(wanted)(prog_name="grade")
     except SettingsError as error:
         typer.echo(f"error: {error}", err=True)

@@ -120,6 +120,6 @@ def _value(picture: Picture, objectives: Sequence[str]) -> list[RenderableType]:
     line.append(f"now {known[-1]:.2f}" if known else "not yet", style="bold")
     static = picture.traffic.get("value", {}).get("static_recovered")
     if static is not None:
-        line.append(f"   (best static weights in hindsight: {static:.2f})", style="dim")
+        line.append(f"  best static {static:.2f}", style="dim")
     parts.append(line)
     return parts

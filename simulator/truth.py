@@ -132,10 +132,16 @@ class Truth:
         return _means(chosen, self._best_static(chosen) if static and chosen else math.nan)
 
     def curve(self) -> list[dict[str, float | int | None]]:
-        """[point] start of each bucket in seconds, its requests, and what it recovered."""
+        """[point] start of each bucket in seconds, and what was recovered.
+
+        A point covers its bucket and the two before it: a bucket alone holds too few valued
+        requests for a ratio.
+        """
         points: list[dict[str, float | int | None]] = []
+        nothing = np.zeros(5)
         for index in sorted(self._buckets):
-            requests, *sums = self._buckets[index].tolist()
+            smoothed = sum((self._buckets.get(index - back, nothing) for back in range(3)), nothing)
+            requests, *sums = smoothed.tolist()
             uniform, served, executed, oracle = (total / requests for total in sums)
             value = Value(uniform, math.nan, served, executed, oracle, int(requests))
             points.append(

@@ -1,6 +1,7 @@
 """The whole system as real processes, for tests."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -91,14 +92,27 @@ class RunningSystem:
 
 @contextmanager
 def running_system(
-    connection: Connection, folder: Path, *, window_s: float = 1.5, join_workers: int = 1
+    connection: Connection,
+    folder: Path,
+    *,
+    text: str | None = None,
+    window_s: float = 1.5,
+    join_workers: int = 1,
 ) -> Iterator[RunningSystem]:
-    """Start the system of tests/example_schema.toml with a short window and keep it running."""
+    """Start a system with a short window and keep it running.
+
+    Args:
+        connection: the broker.
+        folder: for everything on disk.
+        text: the schema, tests/example_schema.toml by default; its times are replaced.
+        window_s: attribution window.
+        join_workers: number of join workers.
+    """
     schema_path = folder / "policy.toml"
-    text = EXAMPLE.read_text(encoding="utf-8")
-    text = text.replace("window_s = 5.0", f"window_s = {window_s}")
-    text = text.replace("early_s = 1.0", "early_s = 0.5")
-    text = text.replace("late_s = 10.0", f"late_s = {2 * window_s}")
+    text = EXAMPLE.read_text(encoding="utf-8") if text is None else text
+    for name, value in {"window_s": window_s, "early_s": 0.5, "late_s": 2 * window_s}.items():
+        text, found = re.subn(rf"^{name} = [\d.]+", f"{name} = {value}", text, flags=re.M)
+        assert found == 1, name
     schema_path.write_text(text, encoding="utf-8")
     schema = load_schema(schema_path)
     ports = free_ports(4)

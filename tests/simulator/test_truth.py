@@ -85,13 +85,19 @@ def test_the_holdout_is_not_valued(world: Marketplace, schema: Schema) -> None:
     assert value.as_json()["recovered"] is None
 
 
-def test_the_curve_has_a_point_per_bucket(world: Marketplace, schema: Schema) -> None:
+def test_a_point_of_the_curve_covers_its_bucket_and_the_two_before(
+    world: Marketplace, schema: Schema
+) -> None:
     truth = Truth(world, schema, bucket_s=2.0)
-    for number, at_s in enumerate((0.0, 1.9, 4.5)):
+    for number, at_s in enumerate((0.0, 1.9, 4.5, 8.1)):
         truth.value(world.request(number), decision(UNIFORM), at_s, drifted=False)
     points = truth.curve()
-    assert [(point["at_s"], point["requests"]) for point in points] == [(0.0, 2), (4.0, 1)]
-    assert [point["recovered"] for point in points] == [0.0, 0.0]
+    assert [(point["at_s"], point["requests"]) for point in points] == [
+        (0.0, 2),
+        (4.0, 3),
+        (8.0, 2),
+    ]
+    assert [point["recovered"] for point in points] == [0.0, 0.0, 0.0]
 
 
 def test_the_search_finds_weights_that_are_best_for_all() -> None:
