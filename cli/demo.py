@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,12 +21,13 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from cli.clean_stop import clean_stop
 from cli.reconcile import reconcile_settings
 from cli.settings import Settings, environment_of, load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, free_ports, process_plans, wait_until_healthy
 from cli.wiring import topic_plan
-from monitor.summary import show, summarise
+from monitor.summary import show, summarise, without_nan
 from monitor.terminal import draw, number
 from monitor.watch import LoopWatch, Picture, ask
 from policy.errors import GradeError
@@ -85,7 +85,7 @@ def demo(
     """
     console = Console()
     marketplace = importlib.resources.files("simulator") / "marketplace.toml"
-    with importlib.resources.as_file(marketplace) as path, ExitStack() as stack:
+    with importlib.resources.as_file(marketplace) as path, clean_stop(console, 130) as stack:
         schema = load_schema(path)
         _empty(data_dir)
         ports = free_ports(5)
@@ -98,22 +98,19 @@ def demo(
                 "serve_admin_port": ports[2],
                 "join_admin_port": ports[3],
                 "learn_admin_port": ports[4],
+                "simulate_admin_port": 0,
             }
         )
-        stack.enter_context(_stop_on_sigterm())
-        try:
-            play = Play(seconds, rate, seed, drift_at, join_workers)
-            figures = _run(stack, console, settings, schema, play, picture_file)
-        except KeyboardInterrupt:
-            console.print("\nstopping everything")
-            stack.close()
-            console.print("stopped")
-            raise typer.Exit(130) from None
+        play = Play(seconds, rate, seed, drift_at, join_workers)
+        figures = _run(stack, console, settings, schema, play, picture_file)
     console.print(show(figures))
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if not (figures["conserved"] and figures["reconciled"]):
-        raise GradeError("expected conserved and reconciled, seen the differences above")
+        text = json.dumps(without_nan(figures), indent=2)
+        json_file.write_text(text + "\n", encoding="utf-8")
+    wrong = [name for name in ("groups_lost", "groups_applied_twice") if figures[name]]
+    wrong += [name for name in ("conserved", "reconciled") if not figures[name]]
+    if wrong:
+        raise GradeError(f"expected books that balance, seen otherwise in {', '.join(wrong)}")
 
 
 def _run(
@@ -273,17 +270,3 @@ def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     mark.touch()
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

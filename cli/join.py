@@ -60,7 +60,6 @@ def _worker_settings(settings: Settings) -> WorkerSettings:
         group=settings.join_group,
         partitions=settings.partitions,
         session_timeout_s=settings.join_session_timeout_s,
-        accept_loss=settings.join_accept_loss,
         owner=OwnerSettings(
             ticks=settings.join_ticks,
             tick_interval_ms=settings.join_tick_interval_ms,

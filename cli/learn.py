@@ -13,7 +13,19 @@ from stream.topics import Topics
 
 def trainer_settings(settings: Settings) -> TrainerSettings:
     """How to learn, from the settings."""
-    return TrainerSettings(seed=settings.learn_seed)
+    return TrainerSettings(
+        seed=settings.learn_seed,
+        static_rate=settings.learn_static_rate,
+        contextual_rate=settings.learn_contextual_rate,
+        served_epochs=settings.learn_served_epochs,
+        epsilon=settings.learn_epsilon,
+        ratio_cap=settings.learn_ratio_cap,
+        kl_weight=settings.learn_kl_weight,
+        fresh_steps=settings.learn_fresh_steps,
+        replay_steps=settings.learn_replay_steps,
+        average=settings.learn_average,
+        format_weight=settings.learn_format_weight,
+    )
 
 
 def learner_settings(settings: Settings) -> LearnerSettings:

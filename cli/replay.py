@@ -1,6 +1,7 @@
 """`grade replay`: play a folder of real requests in event time."""
 
 import json
+import math
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from grade_client import Connection, EventProducer, PolicyClient
 from policy.errors import GradeError
 from policy.schema import Schema, load_schema
 from stream.broker import LocalBroker
+from stream.connection import open_admin
 from stream.topics import create
 
 PROCESS_LOG = "replay.log"
@@ -96,7 +98,10 @@ def replay(
             served["kafka"] = _play(console, "kafka", folder, known, slots, way)
     one = next(iter(served.values()))
     figures: dict[str, Any] = {
-        "ndcg_second_half": yardsticks(lists)._asdict() | second_half_ndcg(lists, one),
+        "ndcg_second_half": {
+            name: None if math.isnan(value) else value
+            for name, value in (yardsticks(lists)._asdict() | second_half_ndcg(lists, one)).items()
+        },
         "requests": len(folder.request_ids),
         "versions": len(one.version_digests),
         "parameters_sha256": {
@@ -176,6 +181,8 @@ def _kafka(
         )
         connection = Connection(bootstrap_servers, client_id="grade-replay")
         plan = topic_plan(settings, schema)
+        if not own_broker:
+            stack.callback(_delete_topics, connection, prefix)
         create(connection, plan)
         plans = process_plans(settings, join_workers=1)
         supervisor = stack.enter_context(Supervisor(plans, folder / PROCESS_LOG))
@@ -196,6 +203,14 @@ def _kafka(
         yield ThroughKafka(client, producer, connection, plan.topics, watch=watch)
 
 
+def _delete_topics(connection: Connection, prefix: str) -> None:
+    """Delete every topic that a replay has made; the prefix is one replay's own."""
+    with open_admin(connection) as admin:
+        made = [name for name in admin.list_topics() if name.startswith(prefix)]
+        if made:
+            admin.delete_topics(made)
+
+
 def _table(figures: dict[str, Any]) -> Table:
     names = {
         "random": "random order, in expectation",
@@ -213,5 +228,5 @@ def _table(figures: dict[str, Any]) -> Table:
     )
     for name, value in figures["ndcg_second_half"].items():
         style = "bold" if name == "served_mean" else None
-        table.add_row(names[name], f"{value:.4f}", style=style)
+        table.add_row(names[name], "–" if value is None else f"{value:.4f}", style=style)
     return table

@@ -33,8 +33,9 @@ def serve(
     """Answer ranking requests over gRPC until SIGTERM or Ctrl-C.
 
     Starts from the newest published parameters, without Kafka from the last good ones on disk, else
-    from the schema's baseline; then follows what is published. Calls in flight are finished before
-    it ends.
+    from version 0; then follows what is published. Version 0 draws the policy arm's weights around
+    the schema's baseline (concentration 20); the holdout arm gets the baseline itself. Calls in
+    flight are finished before it ends.
     """
     settings = load_settings({"schema_path": schema, "serve_port": port})
     policy = load_schema(settings.schema_path)
@@ -84,7 +85,7 @@ def _server_settings(settings: Settings, policy: str) -> ServerSettings:
         ready_timeout_s=settings.serve_ready_timeout_s,
         grace_s=settings.serve_grace_s,
         reflection=settings.serve_reflection,
-        snapshot_file=settings.data_dir / "serve" / f"{policy}.snapshot",
+        snapshot_file=settings.data_dir / "serve" / settings.topic_prefix / f"{policy}.snapshot",
     )
 
 

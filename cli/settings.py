@@ -24,6 +24,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Milliseconds = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 ENVIRONMENT_PREFIX = "GRADE_"
 CONFIG_VARIABLE = "GRADE_CONFIG"
@@ -95,8 +98,6 @@ class Settings(BaseSettings):
     """How long a silent worker keeps its partitions."""
     join_stall_timeout_s: Seconds = 30.0
     """A worker that has records to read and makes no progress for so long ends itself."""
-    join_accept_loss: bool = False
-    """Go on although records that are needed have been deleted; the loss is recorded."""
     join_admin_port: Port = 9102
     """Port of the join's /metrics and /health; 0 takes a free one."""
 
@@ -104,12 +105,35 @@ class Settings(BaseSettings):
     """Length of a slot of log time; one slot's groups make one version."""
     learn_seed: int = 0
     """Seed of the learner's own draws and of the initial parameters."""
+    learn_static_rate: Positive = 0.03
+    """Adam's learning rate of the part that does not see the context."""
+    learn_contextual_rate: Positive = 0.003
+    """Adam's learning rate of the contextual part and the concentration."""
+    learn_served_epochs: Steps = 2
+    """Clipped steps per slot on the groups as served."""
+    learn_epsilon: Positive = 0.2
+    """Clip of the importance ratio: it counts within 1 - epsilon to 1 + epsilon."""
+    learn_ratio_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.5
+    """Greatest importance ratio of a stale group."""
+    learn_kl_weight: Weight = 0.0
+    """Weight of the KL to version 0, in reward units per nat; 0 is off."""
+    learn_fresh_steps: Steps = 1
+    """Steps per slot on groups drawn anew for the slot's own requests."""
+    learn_replay_steps: Steps = 2
+    """Steps per slot on groups drawn anew for past requests."""
+    learn_average: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the latest parameters in those that are served, per slot; 1 serves the latest."""
+    learn_format_weight: Weight = 1.0
+    """Weight of keeping the schema's soft rules, beside an outcome's reward of about 1 at best."""
     learn_checkpoints_kept: Count = 5
     """Checkpoints that are kept on disk."""
     learn_versions_kept: Count = 100
     """Snapshots that stay in the parameters topic; older ones get tombstones."""
     learn_admin_port: Port = 9103
     """Port of the learner's /metrics and /health; 0 takes a free one."""
+
+    simulate_admin_port: Port = 9104
+    """Port of the simulated marketplace's /metrics and /health; 0 takes a free one."""
 
     @classmethod
     def settings_customise_sources(

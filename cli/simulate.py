@@ -11,8 +11,9 @@ import numpy as np
 import structlog
 import typer
 
+from cli.admin import AdminServer
 from cli.settings import load_settings
-from grade_client import Connection, EventProducer, PolicyClient, Topics
+from grade_client import Connection, DeliveryFailed, EventProducer, PolicyClient, Topics
 from simulator.marketplace import POLICY, Marketplace, MarketplaceSettings
 from simulator.traffic import Traffic, TrafficSettings
 
@@ -52,7 +53,8 @@ def simulate(
     """Play a simulated marketplace against a running system.
 
     The server must serve simulator/marketplace.toml. Request ids are new for every run. Ctrl-C or
-    SIGTERM ends the run: what is on its way is confirmed and the files are written.
+    SIGTERM ends the run: what is on its way is confirmed and the files are written. The exit status
+    is 1 if Kafka did not confirm every event.
     """
     settings = load_settings()
     if target is None:
@@ -74,19 +76,34 @@ def simulate(
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: traffic.stop())
-        log.info("traffic_began", target=target, rate=rate, duration_s=duration_s, seed=seed)
 
         def write_status(status: dict[str, Any]) -> None:
             if status_file is not None:
                 write_json(status_file, status)
 
-        report = traffic.run(write_status)
+        with AdminServer(
+            settings.simulate_admin_port, traffic.health, host=settings.admin_host
+        ) as admin:
+            log.info(
+                "traffic_began",
+                target=target,
+                rate=rate,
+                duration_s=duration_s,
+                seed=seed,
+                admin_port=admin.port,
+            )
+            report = traffic.run(write_status)
         if json_file is not None:
             write_json(json_file, report)
         if calls_file is not None:
             with calls_file.open("wb") as file:
                 np.save(file, traffic.calls())
-    log.info("traffic_ended", **{k: v for k, v in report.items() if k != "curve"})
+        log.info("traffic_ended", **{k: v for k, v in report.items() if k != "curve"})
+        if report["events_undelivered"]:
+            raise DeliveryFailed(
+                "expected every event to be confirmed, seen "
+                f"{report['events_undelivered']} that Kafka did not confirm"
+            )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

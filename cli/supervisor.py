@@ -68,8 +68,12 @@ class Supervisor:
     def __enter__(self) -> Self:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log = self._log_path.open("ab")
-        for child in self._children:
-            self._start(child)
+        try:
+            for child in self._children:
+                self._start(child)
+        except BaseException:  # an interrupt too must not leave the first ones running
+            self.stop()
+            raise
         return self
 
     def __exit__(

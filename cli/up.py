@@ -1,14 +1,13 @@
 """`grade up`: broker, server, join and learner on this machine, supervised."""
 
-import signal
-import threading
-from contextlib import ExitStack
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from cli.clean_stop import clean_stop
 from cli.settings import load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, process_plans, wait_until_healthy
@@ -50,18 +49,16 @@ def up(
         }
     )
     console = Console(stderr=True)
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
-    with ExitStack() as stack:
+    with clean_stop(console, 0) as stack:
+        local = LocalBroker(
+            settings.data_dir / "kafka",
+            local_broker_port(settings) if broker else 0,
+            progress=console.print,
+        )
         if broker:
-            local = LocalBroker(
-                settings.data_dir / "kafka",
-                local_broker_port(settings),
-                progress=console.print,
-            )
-            local.up()
-            stack.callback(local.down)
+            if not local.status().running:  # one that runs already is somebody else's to stop
+                stack.callback(local.down)
+                local.up()
             console.print(f"Kafka runs at {settings.bootstrap_servers}")
         create(Connection(settings.bootstrap_servers), topic_plan(settings, policy))
         plans = process_plans(settings, join_workers)
@@ -75,6 +72,9 @@ def up(
             )
             + f"\nlog: {running.log_path}\nCtrl-C stops everything."
         )
-        while not stop.wait(1.0):
+        while True:
+            time.sleep(1.0)
             running.keep_running()
-        console.print("stopping")
+            if broker and not local.status().running:
+                console.print("Kafka has ended; starting it again")
+                local.up()

@@ -1,8 +1,8 @@
 """Reads a folder of real requests; docs/data-folder.md describes the format.
 
 What would make a replay meaningless is refused (`DataError`). Conversions of a request or an item
-that the folder does not have, as a real log may well hold them, are left out and counted. Either
-way the rows are named; row 1 is a table's first.
+that the folder does not have, or far from their request's time, as a real log may well hold them,
+are left out and counted. Either way the rows are named; row 1 is a table's first.
 """
 
 import math
@@ -92,7 +92,7 @@ def read_data_folder(path: Path, schema: Schema) -> DataFolder:
     item_ids = impressions.texts("item_id")
     positions = impressions.integers("position")
     scores = impressions.matrix(SCORE_PREFIX, [o.name for o in schema.objectives], "objectives")
-    shown_at = impressions.integers("time_ms")
+    shown_at = impressions.milliseconds("time_ms")
     impressions.refuse(shown_at != times[owners], "time_ms", "the time of the request", shown_at)
 
     order = np.argsort(owners, kind="stable")
@@ -117,7 +117,7 @@ def read_data_folder(path: Path, schema: Schema) -> DataFolder:
         item_ids=[item_ids[row] for row in order.tolist()],
         positions=positions[order],
         scores=scores[order],
-        conversions=_conversions(conversions, schema, row_of, item_of, remarks),
+        conversions=_conversions(conversions, schema, times, row_of, item_of, remarks),
         remarks=remarks,
     )
 
@@ -125,6 +125,7 @@ def read_data_folder(path: Path, schema: Schema) -> DataFolder:
 def _conversions(
     table: "_Table",
     schema: Schema,
+    request_times: npt.NDArray[np.int64],
     row_of: dict[str, int],
     item_of: dict[tuple[int, str], int],
     remarks: list[str],
@@ -145,6 +146,11 @@ def _conversions(
     found: list[LoggedConversion] = []
     seen: set[tuple[int, str]] = set()
     left_out: dict[str, list[int]] = {}
+    # Played, these could not join, and one of them years away would be years of slots.
+    outside = (
+        f"are outside the time from {schema.early_ms} ms before to {2 * schema.late_ms} ms after "
+        "their request"
+    )
     for row, request_id in enumerate(request_ids):
         request = row_of.get(request_id)
         item = None if request is None else item_of.get((request, item_ids[row]))
@@ -154,6 +160,8 @@ def _conversions(
             left_out.setdefault("name an item that was not shown in their request", []).append(row)
         elif (request, conversion_ids[row]) in seen:
             left_out.setdefault("repeat an earlier conversion_id of their request", []).append(row)
+        elif not -schema.early_ms <= times[row] - request_times[request] <= 2 * schema.late_ms:
+            left_out.setdefault(outside, []).append(row)
         else:
             seen.add((request, conversion_ids[row]))
             found.append(
@@ -243,9 +251,20 @@ class _Table:
         self.refuse(missing, column, "a whole number", [None] * len(missing))
         return np.asarray(self._as_type(column, "int64", "whole numbers"), dtype=np.int64)
 
+    def milliseconds(self, column: str) -> npt.NDArray[np.int64]:
+        """A column of times, none missing; parquet's own timestamps may count in another unit."""
+        import pyarrow
+
+        kind = self._column(column).type
+        if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_null(kind)):
+            raise DataError(
+                f"{self.path}: {column}: expected integer milliseconds, seen type {kind}"
+            )
+        return self.integers(column)
+
     def rising_times(self, column: str) -> npt.NDArray[np.int64]:
         """Milliseconds since 1970 UTC that never go back."""
-        times = self.integers(column)
+        times = self.milliseconds(column)
         back = np.concatenate(([False], np.diff(times) < 0))
         self.refuse(back, column, "times that rise from row to row", times)
         self.refuse(times < 0, column, "milliseconds since 1970", times)

@@ -14,6 +14,8 @@ from stream.logs import read_logs
 from stream.topics import Topics
 
 _BATCH: Final = 256
+FLUSH_EVERY: Final = 10_000
+"""Events after which a slot's log is confirmed; far below what a producer refuses."""
 _POLL_S: Final = 0.005
 
 
@@ -46,6 +48,7 @@ class ThroughKafka:
         self._timeout_s = timeout_s
         self._watch = watch
         self._serving = 0
+        self._unflushed = 0
 
     def serve(self, questions: Sequence[SampleQuestion]) -> list[Sampled]:
         """See `Way`."""
@@ -65,6 +68,7 @@ class ThroughKafka:
                 shown_at_ms=each.time_ms,
                 timestamp_ms=each.time_ms,
             )
+            self._logged()
         for action in actions:
             self._producer.log_conversion(
                 action.request_id,
@@ -75,13 +79,14 @@ class ThroughKafka:
                 happened_at_ms=action.time_ms,
                 timestamp_ms=action.time_ms,
             )
+            self._logged()
 
     def pass_time(self, time_ms: int, version: int) -> None:
         """See `Way`."""
         for partition in range(self._producer.partitions):
             self._producer.tick("impressions", partition, time_ms)
             self._producer.tick("conversions", partition, time_ms)
-        self._producer.flush()
+        self._flush()
         deadline = time.monotonic() + self._timeout_s
         while self._serving < version:
             self._watch()
@@ -106,3 +111,12 @@ class ThroughKafka:
             version = Version.FromString(record.value or b"")
             digests[version.version] = version.parameters_sha256.hex()
         return [digests[number] for number in sorted(digests)]
+
+    def _logged(self) -> None:
+        self._unflushed += 1
+        if self._unflushed >= FLUSH_EVERY:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._producer.flush()
+        self._unflushed = 0

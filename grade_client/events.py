@@ -1,5 +1,6 @@
 """Logging what was shown and what users did: to Kafka, with the right key, confirmed."""
 
+import math
 import threading
 import time
 import uuid
@@ -116,8 +117,9 @@ class EventProducer:
             item_ids: [item] the items shown.
             scores: [item, objective] the predicted scores that were fused.
             positions: [item] position of each item, 0 is the top; None: the items are in order.
-            unshown_scores: [candidate, objective] predicted scores of a sample of the candidates
-                that were not shown.
+            unshown_scores: [candidate, objective] predicted scores of the candidates that were not
+                shown, or of a sample of them; signals are standardised over both, so without them
+                the learner sees other signals than the ranking tier fused.
             shown_at_ms: when it was shown, milliseconds since 1970 UTC; None: now.
             timestamp_ms: the event's own time where topics carry that; None: now.
 
@@ -171,8 +173,10 @@ class EventProducer:
             timestamp_ms: the event's own time where topics carry that; None: now.
 
         Raises:
-            EventRefused: too many events are on their way.
+            EventRefused: the value is negative or not finite, or too many events are on their way.
         """
+        if not (math.isfinite(value) and value >= 0):
+            raise EventRefused(f"value: expected a finite number >= 0, seen {value}")
         conversion = Conversion(
             policy=self._policy,
             request_id=request_id,
@@ -300,9 +304,11 @@ class EventProducer:
                 partition=partition,
                 timestamp_ms=timestamp_ms,
             )
-        except (KafkaError, KafkaUnreachable) as error:
+        except BaseException as error:
             with self._lock:
                 self._sent -= 1
+            if not isinstance(error, KafkaError | KafkaUnreachable):
+                raise
             raise EventRefused(f"{self._topics[log]}: not sent: {error}") from error
         sending.add_callback(self._on_confirmed, logged)
         sending.add_errback(self._on_failed, producer, logged)

@@ -29,12 +29,16 @@ Features = Mapping[str, float] | Sequence[float] | npt.NDArray[np.floating]
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
 
+LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
+"""Largest answer that is taken; a batch holds a group of weights for each of its requests."""
+
 _CHANNEL_OPTIONS = [
     # Try again soon after a server was restarted; gRPC would wait for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # A name that stands for several servers is spread over them.
     ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.max_receive_message_length", LARGEST_ANSWER_BYTES),
 ]
 
 

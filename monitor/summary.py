@@ -1,5 +1,6 @@
 """What a run of the whole loop came to: the figures that are printed and written as JSON."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,6 +87,17 @@ def summarise(
         "rpc_near_swap_ms": {"p99": float(np.percentile(near, 99)) if len(near) else float("nan")},
         "value": dict(traffic["value"]),
     }
+
+
+def without_nan(value: Any) -> Any:
+    """The same figures with None where there is none, since JSON has no NaN.
+
+    >>> without_nan({"p99": float("nan"), "groups": 3})
+    {'p99': None, 'groups': 3}
+    """
+    if isinstance(value, Mapping):
+        return {name: without_nan(each) for name, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def show(figures: Mapping[str, Any]) -> RenderableType:

@@ -30,7 +30,7 @@ class Picture:
     health: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Answer of each process's /health; `status` is "away" where there is none."""
     groups: int = 0
-    """Reward groups that the join wrote, repeats included."""
+    """Distinct reward groups that the join wrote."""
     open_groups: int = 0
     """Groups whose window has not closed yet, in all partitions that have an owner."""
     unread: int = 0
@@ -78,6 +78,7 @@ class LoopWatch:
         self._picture = Picture(refused=dict.fromkeys(topics.refused, 0))
         self._latency = CloseToServed(slot_ms)
         self._last_swap = (0, 0)
+        self._last_group: dict[int, int] = {}
         self._swapped_at_ms = 0
         self._recent: deque[Version] = deque(maxlen=RECENT_VERSIONS)
         self._consumer: KafkaConsumer = open_consumer(connection)
@@ -134,7 +135,10 @@ class LoopWatch:
             if topic == self._topics.reward_groups:
                 for record in records:
                     joined = JoinRecord.FromString(record.value)
-                    if joined.HasField("group"):
+                    # Offsets of groups only rise; after a crash the join may repeat the last ones.
+                    number, offset = partition.partition, joined.group.offset
+                    if joined.HasField("group") and offset > self._last_group.get(number, -1):
+                        self._last_group[number] = offset
                         self._picture.groups += 1
                         if joined.group.HasField("rewards"):  # the holdout is never learned from
                             self._latency.group(joined.group.close_time_ms)

@@ -25,6 +25,9 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 _STEM = re.compile(r"\d{8}-\d{12}")
 _CHECKSUM = "sha256"
 
+AHEAD = ".ahead"
+"""Suffix of a checkpoint that was set aside: ahead of what could be published."""
+
 
 class Checkpoint(NamedTuple):
     """What a checkpoint file holds."""
@@ -50,13 +53,14 @@ def write(
 ) -> Path:
     """Write a checkpoint durably, then delete the oldest ones and what a crash left half-written.
 
-    A folder has one writer.
+    Only checkpoints up to this one count and go: where a folder holds later ones, which could not
+    be used, this one and those just before it stay all the same. A folder has one writer.
 
     Args:
         folder: where the checkpoints are; made if it is not there.
         tensors: by name.
         metadata: text by name; `epoch` and `version`, whole numbers, name the file.
-        keep: checkpoints that stay, at least 1.
+        keep: checkpoints that stay, at least 1, and as many that were set aside.
 
     Returns:
         the file, which is durable.
@@ -81,15 +85,10 @@ def write(
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    for old in (*_all(folder)[:-keep], *_all(folder, ".tmp")):
+    up_to_this = [each for each in _all(folder) if each.name <= path.name]
+    for old in (*up_to_this[:-keep], *_all(folder, AHEAD)[:-keep], *_all(folder, ".tmp")):
         old.unlink(missing_ok=True)
     return path
-
-
-def latest(folder: Path) -> Path | None:
-    """The checkpoint of the highest epoch and version, or None; half-written files do not count."""
-    found = _all(folder)
-    return found[-1] if found else None
 
 
 def load(file: Path) -> Checkpoint:

@@ -13,6 +13,10 @@ GradeError
 │   └── BoundaryError    a record was written under other settings
 ├── TopicError           a topic is missing or has a wrong setting
 ├── BrokerError          the local Kafka broker cannot be run
+├── KafkaUnreachable     no broker answers (stream/connection.py)
+├── PolicyCallFailed     the policy server refused or did not answer (grade_client/errors.py)
+├── EventRefused         an event cannot be sent (grade_client/errors.py)
+├── DeliveryFailed       events were given up (grade_client/errors.py)
 └── DataError            a data folder is not in the documented format
 
 Messages say what was expected and what was seen.

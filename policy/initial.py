@@ -24,6 +24,10 @@ Floats = npt.NDArray[np.float64]
 HIDDEN_UNITS = 64
 CONTEXT_CLIP = 4.0
 """Standardised features are kept within this distance of 0."""
+LARGEST_FEATURE = 1e9
+"""Greatest magnitude of a context's feature; server and join refuse what is beyond."""
+LEAST_SCALE = 1e-30
+"""Least scale of a feature that may be served."""
 MEAN_FLOOR = 0.02
 """Share of the mean that is spread evenly, so that no alpha vanishes."""
 CONCENTRATION_BOUNDS = (4.0, 200.0)

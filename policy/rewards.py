@@ -143,7 +143,8 @@ def expected_values(schema: Schema, scores: Floats) -> Floats:
 
     Returns:
         [candidate] sum over the objectives that predict an outcome of gain × score, in gain units;
-        scores of `logit` objectives are probabilities and kept in [0, 1].
+        scores of `logit` objectives are probabilities and kept in [0, 1], all others are expected
+        counts, or expected values of a `value_weighted` outcome.
     """
     value = np.zeros(len(scores))
     for objective, gain, probability in _tables(schema).predicting:

@@ -5,18 +5,32 @@ Each keeps its memory in plain arrays, so that a checkpoint can hold it exactly.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from policy.batch import Request
 from policy.fusion import Floats
+from policy.initial import LARGEST_FEATURE, LEAST_SCALE
+
+ENOUGH_CONTEXTS: Final = 100
+"""Contexts after which their own mean and scale tell what is an outlier."""
+LARGEST_DEVIATION: Final = 10.0
+"""Scales from the mean at which a feature is counted; the policy itself sees no more than 4."""
+ENOUGH_OUTCOMES: Final = 100
+"""Requests with an outcome after which their own mean tells what is an outlier."""
+LARGEST_IDEAL: Final = 100.0
+"""Running means at which a request's ideal is counted; its rewards are scaled down to that."""
 
 State = dict[str, npt.NDArray[np.generic]]
 
 
 class ContextScale:
     """Running mean and standard deviation of the features, over every request learned from.
+
+    Nothing is forgotten, so an outlier must not count as what it is: features are clipped to what
+    was usual before them.
 
     Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances", 1979.
@@ -29,6 +43,7 @@ class ContextScale:
 
     def add(self, features: Floats) -> None:
         """Take in [request, feature] contexts."""
+        features = self._clipped(features)
         count, total = len(features), self._count[0] + len(features)
         mean = features.mean(axis=0)
         shift = mean - self._mean
@@ -42,9 +57,10 @@ class ContextScale:
 
     def mean_and_scale(self) -> tuple[Floats, Floats]:
         """[feature] mean and [feature] standard deviation; 1 where a feature has not varied."""
+        mean = np.clip(self._mean, -LARGEST_FEATURE, LARGEST_FEATURE)
         deviation = np.sqrt(self._squares / max(self._count[0], 1))
-        varies = deviation > 1e-9 * np.abs(self._mean)
-        return self._mean.copy(), np.where(varies, deviation, 1)
+        varies = (deviation > 1e-9 * np.abs(mean)) & (deviation > LEAST_SCALE)
+        return mean, np.where(varies, np.minimum(deviation, LARGEST_FEATURE), 1)
 
     def state(self) -> State:
         """Everything, to be kept in a checkpoint."""
@@ -55,6 +71,14 @@ class ContextScale:
         self._count, self._mean, self._squares = (
             state[name].astype(np.float64) for name in ("count", "mean", "squares")
         )
+
+    def _clipped(self, features: Floats) -> Floats:
+        usual = np.clip(features, -LARGEST_FEATURE, LARGEST_FEATURE)
+        if self._count[0] < ENOUGH_CONTEXTS:
+            return usual
+        mean, scale = self.mean_and_scale()
+        reach = LARGEST_DEVIATION * scale
+        return np.asarray(np.clip(usual, mean - reach, mean + reach))
 
 
 class RunningIdeal:
@@ -71,6 +95,8 @@ class RunningIdeal:
     def add(self, ideal: Floats) -> None:
         """Take in [request] ideals in gain units; zeros are requests without outcome."""
         earned = ideal[ideal > 0]
+        if self._sums[1] >= ENOUGH_OUTCOMES:
+            earned = np.minimum(earned, LARGEST_IDEAL * self.mean())
         decay = 0.5 ** (len(earned) / self._half_life)
         self._sums = self._sums * decay + np.array([earned.sum(), len(earned)])
 

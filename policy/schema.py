@@ -49,7 +49,8 @@ class Objective:
     floor: float = 0.0
     """Least fusion weight that is ever served."""
     predicts: str | None = None
-    """Outcome type whose probability or expected amount the raw score predicts."""
+    """Outcome type that the raw score predicts: its probability or, if its value counts, its
+    expected value, which a `logit` objective's probability cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +409,13 @@ def _check_references(
         if outcome in predicted:
             raise top.wrong(where, "one objective per outcome type", f"{outcome!r} again")
         predicted.add(outcome)
+        if objective.transform == "logit" and outcomes[known.index(outcome)].value_weighted:
+            raise top.wrong(
+                where,
+                "an outcome type that is not value_weighted (a logit objective's score is a "
+                "probability; an expected value wants linear or log)",
+                repr(outcome),
+            )
     names = [o.name for o in objectives]
     for i, rule in enumerate(soft_rules):
         if rule.objective not in names:

@@ -29,7 +29,7 @@ from policy.network import (
     mixed_mean,
 )
 from policy.rewards import format_rewards
-from policy.running import ContextScale, Gate, PastRequests, RunningIdeal
+from policy.running import LARGEST_IDEAL, ContextScale, Gate, PastRequests, RunningIdeal
 from policy.schema import Schema
 
 State = dict[str, npt.NDArray[np.generic]]
@@ -353,7 +353,9 @@ class Trainer:
         if self._schema.normalise == "request":
             posterior = posterior / np.where(requests.ideal > 0, requests.ideal, 1)[:, None]
         else:
-            posterior = posterior / self._ideal.mean()
+            # A request far beyond the mean would outweigh all others in the gate's record.
+            usual = np.maximum(self._ideal.mean(), requests.ideal / LARGEST_IDEAL)
+            posterior = posterior / usual[:, None]
         return posterior + self._settings.format_weight * format_rewards(self._schema, weights)
 
     def _rewards_of_openings(self, requests: Requests) -> Floats:

@@ -16,6 +16,7 @@ from grade.v1.policy_service_pb2 import DescribePolicyResponse, SampleResponse
 from policy.dirichlet import log_density, simplex_to_weights
 from policy.errors import InvalidContext
 from policy.fusion import arm
+from policy.initial import LARGEST_FEATURE
 from policy.schema import Schema
 from serving.draw import DrawKey, draw_simplices
 from serving.serving_policy import ServingPolicy
@@ -167,12 +168,16 @@ class Engine:
                 f"{where}.features", f"{self._schema.n_features} numbers", str(len(features))
             )
         # A sum of float32 numbers in float64 is finite iff all of them are.
-        if not math.isfinite(sum(features)):
-            index = next(i for i, x in enumerate(features) if not math.isfinite(x))
-            name = self._schema.features[index].name
-            raise InvalidContext(
-                f"{where}.features[{index}]", f"a finite number for {name!r}", str(features[index])
-            )
+        if (
+            not math.isfinite(sum(features))
+            or max(features) > LARGEST_FEATURE
+            or min(features) < -LARGEST_FEATURE
+        ):
+            index = next(i for i, x in enumerate(features) if not abs(x) <= LARGEST_FEATURE)
+            name, seen = self._schema.features[index].name, features[index]
+            kind = f"number in [{-LARGEST_FEATURE:g}, {LARGEST_FEATURE:g}]"
+            expected = f"a {kind if math.isfinite(seen) else 'finite number'} for {name!r}"
+            raise InvalidContext(f"{where}.features[{index}]", expected, f"{seen:g}")
         return _Request(
             context.request_id,
             encoded_id,

@@ -45,6 +45,10 @@ _RETRY_S: Final = 0.25
 _POLL_MS: Final = 100
 _SILENCE_S: Final = 1.0
 _FILE_INTERVAL_S: Final = 5.0
+_MOST_DIGITS: Final = 20
+"""Of an unsigned number of 64 bits."""
+_LONGEST_SHOWN: Final = 256
+"""Bytes of a wrong key that are quoted."""
 
 log = structlog.get_logger(__name__)
 
@@ -301,9 +305,10 @@ class ParametersFollower:
             self._swaps.append(
                 Swap(policy.epoch, policy.version, policy.slot, policy.slot_ms, wall_ms, record_ms)
             )
+            # Inside the lock: another thread's older version must not overwrite a newer one's.
+            metrics.EPOCH.set(policy.epoch)
+            metrics.VERSION.set(policy.version)
         metrics.SWAPS.inc()
-        metrics.EPOCH.set(policy.epoch)
-        metrics.VERSION.set(policy.version)
         log.debug("policy_swapped", epoch=policy.epoch, version=policy.version)
         return True
 
@@ -335,11 +340,14 @@ class ParametersFollower:
             return
         if not now and time.monotonic() - self._written < _FILE_INTERVAL_S:
             return
-        self._unwritten, self._written = None, time.monotonic()
+        self._written = time.monotonic()
         try:
             write_snapshot(self._file, snapshot)
         except OSError as error:
             log.error("snapshot_file_not_written", path=str(self._file), reason=str(error))
+            return
+        if self._unwritten is snapshot:
+            self._unwritten = None
 
 
 class _Key(NamedTuple):
@@ -351,9 +359,10 @@ class _Key(NamedTuple):
 def _parse_key(key: bytes | None) -> _Key:
     """The key policy/epoch/version of a record of the parameters topic."""
     parts = (key or b"").decode(errors="replace").split("/")
-    if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
+    if len(parts) == 3 and all(p.isdecimal() and len(p) <= _MOST_DIGITS for p in parts[1:]):
         return _Key(parts[0], int(parts[1]), int(parts[2]))
-    raise SnapshotRefused("key", "a key policy/epoch/version", repr(key))
+    seen = repr(key) if key is None or len(key) <= _LONGEST_SHOWN else f"{len(key)} bytes"
+    raise SnapshotRefused("key", "a key policy/epoch/version", seen)
 
 
 def _decode(record: Any) -> ParameterSnapshot:

@@ -77,6 +77,7 @@ class PolicyServer:
             self._engine, connection, parameters_topic, settings.snapshot_file
         )
         self._ready = threading.Event()
+        self._stopping = threading.Event()
         self._health = health.HealthServicer()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rpc")
         self._grpc: grpc.Server | None = None
@@ -147,6 +148,7 @@ class PolicyServer:
 
     def stop(self) -> None:
         """Say NOT_SERVING, let calls in flight end within the grace period, then stop."""
+        self._stopping.set()
         self._announce(False)
         if self._grpc is not None:
             self._grpc.stop(self._settings.grace_s).wait()
@@ -156,8 +158,10 @@ class PolicyServer:
         self._follower.stop()
 
     def health(self) -> dict[str, Any]:
-        """What an operator wants to know, as JSON; `status` is "ok" while requests are answered."""
+        """What an operator wants to know, as JSON; `status` is "ok" while requests are welcome."""
         status = "ok" if self._ready.is_set() else "starting"
+        if self._stopping.is_set():
+            status = "stopping"
         if self._follower.failed:
             status = "failed"
         return {"status": status, **self._follower.health()}

@@ -11,7 +11,7 @@ from grade.v1.parameters_pb2 import ParameterSnapshot
 
 from policy.dirichlet import draw_simplex, keyed_generator, log_density, simplex_to_weights
 from policy.errors import SnapshotRefused
-from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, parameter_shapes
+from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, LEAST_SCALE, parameter_shapes
 from policy.schema import Schema
 from serving.serving_policy import ServingPolicy
 
@@ -24,9 +24,8 @@ LARGEST_MAGNITUDE: Final = 1e3
 LARGEST_LOGIT: Final = 1e5
 """That any context could cause. Beyond it float64 no longer holds the mean to nine digits, so that
 server and learner would disagree about what was served."""
-LARGEST_FEATURE: Final = 1e30
-"""Of feature means and scales, which have the schema's units."""
-LEAST_SCALE: Final = 1e-30
+LARGEST_MEASURED: Final = 1e30
+"""Of feature means and scales; the learner's stay within `policy.initial.LARGEST_FEATURE`."""
 CONCENTRATION_SLACK: Final = 0.01
 """How far rounding may carry a sum of alpha beyond its bounds, as a share."""
 SIMPLEX_SLACK: Final = 1e-5
@@ -160,9 +159,9 @@ def _bounds(name: str) -> tuple[float, float]:
     if name == "gate":
         return 0.0, 1.0
     if name == "feature_scale":
-        return LEAST_SCALE, LARGEST_FEATURE
+        return LEAST_SCALE, LARGEST_MEASURED
     if name == "feature_mean":
-        return -LARGEST_FEATURE, LARGEST_FEATURE
+        return -LARGEST_MEASURED, LARGEST_MEASURED
     return -LARGEST_MAGNITUDE, LARGEST_MAGNITUDE
 
 

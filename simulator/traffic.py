@@ -5,6 +5,7 @@ shows the list that they lead to, logs it, and later sends what the user did, wh
 real event producers do wrong is done too: events are repeated, held up and lost.
 """
 
+import contextlib
 import heapq
 import itertools
 import queue
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grade_client import (
+    DeliveryFailed,
     EventProducer,
     EventRefused,
     PolicyCallFailed,
@@ -39,6 +41,7 @@ from simulator.marketplace import (
     Outcome,
     Request,
 )
+from simulator.metrics import EVENTS_REFUSED, FAILED_RPCS, REQUESTS
 from simulator.truth import Truth, rounded
 
 STATUS_EVERY_S: Final = 1.0
@@ -63,6 +66,7 @@ _TOTALS: Final = (
     "conversions_repeated",
     "conversions_lost",
 )
+_METRICS: Final = {"failed_rpcs": FAILED_RPCS, "events_refused": EVENTS_REFUSED}
 _LONGEST_SLEEP_S: Final = 0.005
 _LONGEST_QUEUE: Final = 2_000
 
@@ -165,10 +169,7 @@ class Traffic:
             on_status: called about once a second with the state so far.
 
         Returns:
-            the report; see `report`.
-
-        Raises:
-            DeliveryFailed: Kafka did not confirm events.
+            the report; see `report`. Events that Kafka did not confirm are counted in it.
         """
         threads = [
             threading.Thread(target=self._work, name=f"traffic-{number}", daemon=True)
@@ -187,7 +188,8 @@ class Traffic:
         if self._failure is not None:
             raise self._failure
         self._send_due(self._elapsed())
-        self._producer.flush()
+        with contextlib.suppress(DeliveryFailed):  # the report counts what was not delivered
+            self._producer.flush()
         if on_status is not None:
             on_status(self.status())
         return self.report()
@@ -220,10 +222,17 @@ class Traffic:
             return {
                 "elapsed_s": round(self._elapsed(), 3),
                 **self._totals(self._counts),
+                "events_undelivered": self._producer.sent - self._producer.confirmed,
                 "rpc_ms": _percentiles([latency for _, latency in self._calls]),
                 "value": value.as_json(),
                 "curve": self._truth.curve(),
             }
+
+    def health(self) -> dict[str, Any]:
+        """What /health tells."""
+        with self._lock:
+            told = {name: self._counts[name] for name in ("decisions", *_METRICS)}
+        return {"status": "ok", "elapsed_s": round(self._elapsed(), 3), **told}
 
     def calls(self) -> npt.NDArray[np.float64]:
         """[call, 2] wall time at which a call began, and its latency, both in milliseconds."""
@@ -265,6 +274,7 @@ class Traffic:
 
     def _play(self, number: int) -> None:
         """One request: ask, rank, show, log, and let the user react."""
+        REQUESTS.inc()
         with self._lock:  # the world draws in chunks
             request = self._world.request(number)
         request_id = f"{self._run}-{number}"
@@ -337,7 +347,7 @@ class Traffic:
             at += float(luck.random()) * mishaps.longest_hold_up_s
             self._later(at, log)
         else:
-            log()
+            self._send(log)
         if repeated < mishaps.impression_repeated:
             self._count("impressions_repeated")
             self._later(at + float(luck.random()) * mishaps.longest_repeat_s, log)
@@ -380,10 +390,14 @@ class Traffic:
                 if not self._due or self._due[0][0] > now:
                     return
                 _, _, send = heapq.heappop(self._due)
-            try:
-                send()
-            except EventRefused:
-                self._count("events_refused")
+            self._send(send)
+
+    def _send(self, send: Callable[[], None]) -> None:
+        """Log an event; one that is refused is counted, and the traffic goes on."""
+        try:
+            send()
+        except EventRefused:
+            self._count("events_refused")
 
     def _totals(self, counts: Counter[str]) -> dict[str, Any]:
         return {name: counts[name] for name in _TOTALS} | {"conversions_unsent": len(self._due)}
@@ -391,6 +405,8 @@ class Traffic:
     def _count(self, what: str) -> None:
         with self._lock:
             self._counts[what] += 1
+        if what in _METRICS:
+            _METRICS[what].inc()
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began if self._began else 0.0

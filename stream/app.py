@@ -42,8 +42,6 @@ class WorkerSettings:
     """Partitions of the event topics."""
     session_timeout_s: float = 10.0
     """How long a silent worker keeps its partitions."""
-    accept_loss: bool = False
-    """Begin anew where records that are needed have been deleted."""
     owner: OwnerSettings = field(default_factory=OwnerSettings)
     """How partitions are owned."""
 
@@ -95,7 +93,6 @@ class JoinWorker:
                 partitions=self._settings.partitions,
                 logs=logs,
                 flow=flow,
-                accept_loss=self._settings.accept_loss,
             )
             app = self._app = flow.app = faust_app(
                 self._connection, self._topics, self._settings, ownership
@@ -109,12 +106,15 @@ class JoinWorker:
                 ownership.release_all_but([])
 
     def health(self) -> dict[str, Any]:
-        """Status ("ok" once the group has been joined) and each owned partition."""
-        ownership, app = self._ownership, self._app
+        """Status ("ok" once the group's share is owned), trouble with Kafka, owned partitions."""
+        ownership, app, status = self._ownership, self._app, self._status
+        if status == "ok" and not (ownership is not None and ownership.settled):
+            status = "starting"
         return {
-            "status": self._status,
+            "status": status,
             "group": self._settings.group,
             "rebalancing": bool(app is not None and app.rebalancing),
+            "kafka_trouble": ownership.kafka_trouble if ownership is not None else "",
             "partitions": ownership.health() if ownership is not None else {},
         }
 
@@ -245,7 +245,10 @@ def faust_app(
         ownership.suspend()
 
     async def on_assigned(_app: Any, /, *assigned: Any, signal: Any, **_: Any) -> None:
-        ownership.release_all_but({tp.partition for tps in assigned for tp in tps})
+        kept = {tp.partition for tps in assigned for tp in tps}
+        ownership.release_all_but(kept)
+        if not kept:
+            ownership.settled = True
 
     app.on_partitions_revoked.connect(on_revoked)
     app.on_partitions_assigned.connect(on_assigned)

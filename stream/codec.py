@@ -59,6 +59,11 @@ def murmur2(key: bytes) -> int:
     return hashed ^ (hashed >> 15)
 
 
+def has_tick_header(headers: Sequence[tuple[str, bytes | None]]) -> bool:
+    """Whether a record says that it is a tick; with a value it is a broken one all the same."""
+    return any(name == TICK_HEADER[0] for name, _ in headers)
+
+
 def is_tick(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> bool:
-    """Whether a record is a tick: it has the tick's header and no value."""
-    return not value and any(name == TICK_HEADER[0] for name, _ in headers)
+    """Whether a record is a sound tick: it has the tick's header and no value."""
+    return not value and has_tick_header(headers)

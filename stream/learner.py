@@ -72,7 +72,8 @@ class LearnerSettings:
     epoch: int = 1
     """Epoch of the versions."""
     keep_checkpoints: int = 5
-    """Checkpoints that are kept."""
+    """Checkpoints that are kept; never less than two, as the newest is ahead of the topics until
+    its versions are published."""
     keep_versions: int = 100
     """Snapshots that stay in the parameters topic."""
     versions_per_checkpoint: int = 20
@@ -177,10 +178,10 @@ class Learner:
                 keep=self._settings.keep_versions,
                 open_producer=lambda: open_producer(self._connection, **DELIVERY),
             )
-            if chain.latest is not None:
-                self._publish([chain.latest])
             consumer = self._call_kafka("open_consumer", lambda: open_consumer(self._connection))
             self._call_kafka("seek", lambda: self._seek(consumer, chain))
+            if chain.latest is not None:
+                self._publish([chain.latest])
             self._started = True
             log.info(
                 "learning",
@@ -240,9 +241,12 @@ class Learner:
                 log.error("checkpoint_refused", file=str(path), reason=str(error))
                 continue
             if chain.version > self._published_in_epoch(published) + 1:
+                # Out of the way: what is learned again takes its place.
+                aside = path.replace(path.with_suffix(checkpoint.AHEAD))
                 log.warning(
                     "checkpoint_ahead_of_topics",
                     file=str(path),
+                    renamed_to=aside.name,
                     version=chain.version,
                     published=self._published_in_epoch(published),
                     what="versions between are missing in the topics; they are learned again",
@@ -322,7 +326,7 @@ class Learner:
                 self._settings.checkpoints,
                 state.tensors,
                 state.metadata,
-                keep=self._settings.keep_checkpoints,
+                keep=max(2, self._settings.keep_checkpoints),
             )
         with metrics.PUBLISH_SECONDS.time():
             self._publish(batch)

@@ -18,7 +18,7 @@ from grade.v1.reward_group_pb2 import JoinRecord
 
 from policy.errors import OffsetGap, RetentionLost, StreamError
 from stream import join_metrics as metrics
-from stream.codec import is_tick
+from stream.codec import has_tick_header
 from stream.join import Log, PartitionJoin, Record, Step
 from stream.join_logs import JoinLogs
 
@@ -67,6 +67,8 @@ class _LogState:
     heard_at: float
     """When it was last read from or ticked, on the monotonic clock."""
     paused: bool = False
+    last: Record | None = None
+    """The last record that was read."""
     gaps: set[tuple[int, int]] = field(default_factory=set)
     """Gaps [expected, seen] met since the last batch that could be read."""
 
@@ -114,7 +116,8 @@ class PartitionOwner:
         """Read what is put, and tick.
 
         Raises:
-            StreamError: the same offsets are missing twice, or retention has deleted them.
+            StreamError: the same offsets are missing twice, retention has deleted them, or a log
+                is not the one that was read.
             KafkaUnreachable: an output was not acknowledged.
         """
         while True:
@@ -136,6 +139,9 @@ class PartitionOwner:
             each: the log.
             fetched: consecutive records as aiokafka gives them.
             end: offset that the log's next record will get, as far as is known.
+
+        Raises:
+            StreamError: the log ends before what has been read of it.
         """
         if not self._suspended:
             self.learn_end(each, end)
@@ -164,10 +170,24 @@ class PartitionOwner:
             state.heard_at = self._progress_at = time.monotonic()
             state.paused = False
             self._steer(each)
+        return self.positions()
+
+    def positions(self) -> dict[Log, int]:
+        """Per log, the offset that is read next."""
         return {each: self._core.position(each) for each in Log}
 
-    def learn_end(self, each: Log, end: int) -> None:
-        """Note how far a log goes."""
+    def learn_end(self, each: Log, end: int, position: int | None = None) -> None:
+        """Note how far a log goes.
+
+        Args:
+            each: the log.
+            end: offset that its next record will get.
+            position: how far it had been read when `end` was asked for; None means as now.
+
+        Raises:
+            StreamError: the log ends before what has been read of it.
+        """
+        self._check_reaches(each, end, position)
         state = self._states[each]
         state.end = max(state.end, end)
 
@@ -220,10 +240,11 @@ class PartitionOwner:
         for start in range(0, len(fetched), LARGEST_FEED):
             position = self._core.position(each)
             records = [
-                Record(r.offset, r.timestamp, r.key, r.value, is_tick(r.headers, r.value))
+                Record(r.offset, r.timestamp, r.key, r.value, has_tick_header(r.headers))
                 for r in fetched[start : start + LARGEST_FEED]
                 if r.offset >= position
             ]
+            self._check_same(each, fetched[start : start + LARGEST_FEED])
             if not records or self._suspended:
                 continue
             try:
@@ -234,6 +255,7 @@ class PartitionOwner:
                 return
             state = self._states[each]
             state.gaps.clear()
+            state.last = records[-1]
             state.heard_at = self._progress_at = time.monotonic()
             self._progress_time_s = time.time()
             metrics.RECORDS_READ.labels(each.value).inc(len(records))
@@ -300,6 +322,30 @@ class PartitionOwner:
         position = self._core.position(each)
         await self._flow.rewind(self._logs.topic_of[each], self.partition, position)
 
+    def _check_reaches(self, each: Log, end: int, position: int | None = None) -> None:
+        """Refuse a log that was truncated or deleted and created again behind the reader."""
+        position = self._core.position(each) if position is None else position
+        if end < position:
+            raise StreamError(
+                f"{self._place(each)}: expected the log to reach at least offset {position}, seen "
+                f"its end at {end}: it was truncated or created anew, and what it holds now does "
+                "not continue what was read"
+            )
+
+    def _check_same(self, each: Log, fetched: Sequence[Any]) -> None:
+        """Refuse a log whose last read record, when it comes again, is another one."""
+        last = self._states[each].last
+        if last is None or not fetched[0].offset <= last.offset <= fetched[-1].offset:
+            return
+        for record in fetched:
+            seen = (record.timestamp, record.key, record.value)
+            if record.offset == last.offset and seen != (last.timestamp_ms, last.key, last.value):
+                raise StreamError(
+                    f"{self._place(each)}: expected at offset {last.offset} the record of time "
+                    f"{last.timestamp_ms} that was read there, seen another one of time "
+                    f"{record.timestamp}: the log was truncated or created anew"
+                )
+
     # --- ticking ---
 
     async def _tick(self) -> None:
@@ -313,6 +359,7 @@ class PartitionOwner:
         if due:
             offsets = await asyncio.gather(*(self._logs.tick(each, self.partition) for each in due))
             for each, offset in zip(due, offsets, strict=True):
+                self._check_reaches(each, offset)
                 self.learn_end(each, offset + 1)
                 self._states[each].heard_at = time.monotonic()
                 metrics.TICKS.labels(each.value).inc()

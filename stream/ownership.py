@@ -33,8 +33,6 @@ class Ownership:
         partitions: how many partitions each topic has.
         logs: the join's topics.
         flow: how to steer the fetching.
-        accept_loss: begin anew at the first records that are left where records that are needed
-            have been deleted; a start record in the output tells.
     """
 
     def __init__(
@@ -46,7 +44,6 @@ class Ownership:
         partitions: int,
         logs: JoinLogs,
         flow: Flow,
-        accept_loss: bool = False,
     ) -> None:
         self._schema = schema
         self._join = join
@@ -54,12 +51,15 @@ class Ownership:
         self._partitions = partitions
         self._logs = logs
         self._flow = flow
-        self._accept_loss = accept_loss
         self._log_of = {logs.topic_of[each]: each for each in Log}
         self._owners: dict[int, PartitionOwner] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises what ends the worker, as soon as there is such a thing."""
+        self.settled = False
+        """Whether the group has ever given this worker its share, and it has taken it."""
+        self.kafka_trouble = ""
+        """Why Kafka did not answer when it was asked last; empty if it did."""
 
     @property
     def partitions(self) -> set[int]:
@@ -91,6 +91,7 @@ class Ownership:
             for each, offset in (await self._own(partition, inputs, output)).items():
                 begins[self._logs.topic_of[each], partition] = offset
         metrics.PARTITIONS.set(len(self._owners))
+        self.settled = True
         return begins
 
     def suspend(self) -> None:
@@ -110,7 +111,10 @@ class Ownership:
         """Hand a batch to its owner; one of a partition that is not owned is dropped."""
         owner = self._owners.get(partition)
         if owner is not None:
-            await owner.put(self._log_of[topic], fetched, end)
+            try:
+                await owner.put(self._log_of[topic], fetched, end)
+            except StreamError as error:
+                self.fail(error)
 
     # --- watching ---
 
@@ -118,7 +122,8 @@ class Ownership:
         """Look after the owners until cancelled.
 
         Raises:
-            StreamError: an owner has records to read and does not get on.
+            StreamError: an owner has records to read and does not get on, or a log no longer
+                reaches to where it has been read.
         """
         since_ends_s = 0.0
         while True:
@@ -138,19 +143,23 @@ class Ownership:
 
     async def _learn_ends(self) -> None:
         """Ask the broker itself how far the logs go: a fetcher that has died would not know."""
+        # From before the question: the answer may be older than what is read meanwhile.
+        read = {partition: owner.positions() for partition, owner in self._owners.items()}
         try:
             async with asyncio.timeout(ENDS_INTERVAL_S):
-                extents = await self._logs.extents(list(Log), list(self._owners))
+                extents = await self._logs.extents(list(Log), list(read))
         except (KafkaUnreachable, TimeoutError) as error:
-            log.warning("kafka_away", error=str(error) or "no answer in time")
+            self.kafka_trouble = str(error) or "expected offsets of the join's topics in time"
+            log.warning("kafka_away", error=self.kafka_trouble)
             for each_owner in self._owners.values():
                 each_owner.excuse()
             return
+        self.kafka_trouble = ""
         for partition, found in extents.items():
             owner = self._owners.get(partition)
             for each, extent in zip(Log, found, strict=True):
                 if owner is not None:
-                    owner.learn_end(each, extent.end)
+                    owner.learn_end(each, extent.end, read[partition][each])
 
     # --- beginning ---
 
@@ -184,10 +193,15 @@ class Ownership:
         tail = await self._logs.read_groups(partition, tail_start, output.end)
         owner = self._owners.get(partition)
         if owner is not None and owner.may_continue(tail[-1]):
+            for each, extent in zip(Log, inputs, strict=True):
+                owner.learn_end(each, extent.end)
             log.info("partition_kept", partition=partition)
             return owner.continue_from()
         self.release_all_but(set(self._owners) - {partition})
-        begin = await self._resume(core, partition, first, tail, head)
+        try:
+            begin = core.resume(first, tail, head)
+        except RetentionLost as error:
+            raise RetentionLost(f"partition {partition}: {error}") from error
         for each, offset, extent in zip(Log, begin, inputs, strict=True):
             if offset > extent.end:
                 raise StreamError(
@@ -203,22 +217,6 @@ class Ownership:
         self._tasks[partition].add_done_callback(self._on_ended)
         log.info("partition_owned", partition=partition, begin=tuple(begin), output=output.end)
         return dict(zip(Log, begin, strict=True))
-
-    async def _resume(
-        self, core: PartitionJoin, partition: int, first: bytes, tail: list[bytes], head: Cursor
-    ) -> Cursor:
-        try:
-            return core.resume(first, tail, head)
-        except RetentionLost as error:
-            if not self._accept_loss:
-                raise RetentionLost(
-                    f"partition {partition}: {error}; raise the topics' retention.ms, or accept "
-                    "the loss with GRADE_JOIN_ACCEPT_LOSS=true"
-                ) from error
-            log.error("loss_accepted", partition=partition, loss=str(error))
-            start = core.start_record(head)
-            await self._logs.append(partition, [start])
-            return core.resume(start.value, [], head)
 
     def fail(self, error: BaseException) -> None:
         """End the worker; the first error counts."""

@@ -5,22 +5,24 @@ topic, so that a snapshot that is served has its lineage. What is already there 
 written again: so a learner that starts behind its own topics proves that it makes the same bytes.
 """
 
-import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from grade.v1.parameters_pb2 import Version
-from kafka.errors import KafkaError
+import structlog
+from google.protobuf.message import DecodeError
+from grade.v1.parameters_pb2 import ParameterSnapshot, Version
 
 from policy.errors import StreamError
 from stream.codec import encode
-from stream.connection import Connection
+from stream.connection import Connection, close_producer
 from stream.logs import LogRecord, read_logs
 from stream.topics import Topics
 from stream.version_chain import Learned
+
+log = structlog.get_logger(__name__)
 
 ACKNOWLEDGE_S = 60.0
 """Longer than a producer takes to give a record up by itself (`delivery_timeout_ms`)."""
@@ -90,6 +92,9 @@ def summarise(
 ) -> Published:
     """What records of the versions and parameters topics say about one policy.
 
+    Anybody can write a snapshot; one counts only if it is what its lineage says. Others are logged
+    and left alone: those who serve refuse them, and they must not keep the learner from publishing.
+
     Args:
         policy: whose versions to look at.
         versions: records of the versions topic.
@@ -97,14 +102,16 @@ def summarise(
         above: nothing up to this version will be compared, so it isn't kept in memory.
 
     Raises:
-        StreamError: two records of one version differ.
+        StreamError: a lineage cannot be read, or two records of one version differ.
     """
     published = Published()
+    parameters: dict[VersionId, bytes] = {}
     for record in versions:
         if record.value is None or record.key != policy.encode():
             continue
-        lineage = Version.FromString(record.value)
+        lineage = _lineage(record, record.value)
         version = VersionId(lineage.epoch, lineage.version)
+        parameters[version] = lineage.parameters_sha256
         published.last_version = max(published.last_version, version)
         if version > above:
             _remember(published.versions, version, record, "versions")
@@ -112,6 +119,10 @@ def summarise(
     for record in snapshots:
         found = parse_snapshot_key(record.key, policy)
         if found is None:
+            continue
+        unlike = _unlike_lineage(record.value, found, parameters)
+        if unlike is not None:
+            log.warning("snapshot_ignored", offset=record.offset, **found._asdict(), reason=unlike)
             continue
         published.last_snapshot = max(published.last_snapshot, found)
         if record.value is None:
@@ -122,6 +133,44 @@ def summarise(
             _remember(published.snapshots, found, record, "parameters")
     published.live.extend(sorted(live))
     return published
+
+
+def _lineage(record: LogRecord, value: bytes) -> Version:
+    try:
+        return Version.FromString(value)
+    except DecodeError as error:
+        raise StreamError(
+            f"versions offset {record.offset}: expected the lineage of a version, seen "
+            f"{len(value)} bytes that are none: {error}"
+        ) from error
+
+
+def _unlike_lineage(
+    value: bytes | None, version: VersionId, parameters: Mapping[VersionId, bytes]
+) -> str | None:
+    """Why a record under a version's key is not that version's; None if it is.
+
+    Args:
+        value: the record's value; None is a tombstone.
+        version: what its key names.
+        parameters: version → sha256 of the parameters, by the versions topic.
+    """
+    expected = parameters.get(version)
+    if expected is None:
+        return "expected a version of the versions topic, seen none of that number there"
+    if value is None:
+        return None
+    try:
+        snapshot = ParameterSnapshot.FromString(value)
+    except DecodeError as error:
+        return f"expected a snapshot, seen {len(value)} bytes that are none: {error}"
+    named = VersionId(snapshot.epoch, snapshot.version)
+    if named != version:
+        return f"expected the version of the key, seen {named.version} of epoch {named.epoch}"
+    if snapshot.parameters_sha256 != expected:
+        seen = snapshot.parameters_sha256.hex()
+        return f"expected parameters of sha256 {expected.hex()}, seen {seen}"
+    return None
 
 
 def _remember(
@@ -140,7 +189,8 @@ def read_published(
     connection: Connection, topics: Topics, policy: str, *, above: VersionId = BEFORE_ALL
 ) -> Published:
     """Read the versions and the parameters topic; arguments and errors as in `summarise`."""
-    logs = read_logs(connection, [topics.versions, topics.parameters])
+    # Snapshots first: those that another learner adds meanwhile have their lineage then.
+    logs = read_logs(connection, [topics.parameters, topics.versions])
     return summarise(
         policy,
         (record for log in logs[topics.versions] for record in log.records),
@@ -255,8 +305,7 @@ class Publisher:
         if self._producer is not None:
             producer, self._producer = self._producer, None
             # Nothing is under way any more: every record has been confirmed or given up.
-            with contextlib.suppress(KafkaError):
-                producer.close(timeout=CLOSE_S)
+            close_producer(producer, CLOSE_S)
 
 
 def _compare(known: dict[VersionId, bytes], version: VersionId, value: bytes, topic: str) -> None:

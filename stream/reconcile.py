@@ -183,7 +183,8 @@ def reconcile(
         tell: is told how far it has come.
 
     Raises:
-        RetentionLost: input records that the groups were made from have been deleted.
+        RetentionLost: retention has deleted the beginning of the groups, or input records that
+            they were made from.
         OffsetGap: an input log has holes.
     """
     report = ReconcileReport()

@@ -10,8 +10,9 @@ from grade.v1.refused_pb2 import Refused
 from grade.v1.reward_group_pb2 import Cursor as CursorMessage
 from grade.v1.reward_group_pb2 import JoinRecord, Standing
 
+from policy.errors import RetentionLost
 from policy.schema import Schema
-from stream.codec import encode, is_tick
+from stream.codec import encode, has_tick_header, is_tick
 from stream.differences import Difference, first_difference, shown
 from stream.expected_progress import ExpectedProgress, FateOffsets
 from stream.join import Cursor, JoinSettings, Kind, Output, PartitionJoin, Record
@@ -120,11 +121,18 @@ def reconcile_partition(
         partitions: how many there are.
 
     Raises:
-        RetentionLost: input records that the groups were made from have been deleted.
+        RetentionLost: retention has deleted the beginning of the groups, or input records that
+            they were made from.
         OffsetGap: an input log has holes.
     """
     report = PartitionReport()
     output = content.reward_groups
+    if output.head:
+        raise RetentionLost(
+            f"partition {partition} cannot be checked before offset {output.head} of "
+            f"{names[Kind.REWARD_GROUPS]}, and so not at all: expected its start record at offset "
+            f"0, seen that retention has deleted the first {output.head} records"
+        )
     start = output.records[0] if output.records else None
     if start is None or start.value is None or not _is_start(start.value):
         if start is not None:
@@ -143,7 +151,14 @@ def reconcile_partition(
         return report
     join = PartitionJoin(schema, settings, partition=partition, partitions=partitions)
     heads = Cursor(content.impressions.head, content.conversions.head)
-    begin = join.resume(start.value, [start.value], heads)
+    try:
+        begin = join.resume(start.value, [start.value], heads)
+    except RetentionLost as error:
+        raise RetentionLost(
+            f"partition {partition} cannot be checked before offset {heads.impression_offset} of "
+            f"the impressions and {heads.conversion_offset} of the conversions, and so not at all: "
+            f"{error}"
+        ) from error
     recomputed = _recompute(join, begin, content)
     comparison = _Comparison(settings, content, names, partition, begin, recomputed, report)
     comparison.compare_groups()
@@ -391,9 +406,7 @@ def _expected_progress(
 
 def _records(log: Log, begin: int) -> list[Record]:
     return [
-        Record(
-            each.offset, each.timestamp_ms, each.key, each.value, is_tick(each.headers, each.value)
-        )
+        Record(each.offset, each.timestamp_ms, each.key, each.value, has_tick_header(each.headers))
         for each in log.records
         if each.offset >= begin
     ]

@@ -36,7 +36,8 @@ class VersionsReport:
     groups_applied: int = 0
     """Groups that the published versions say they applied."""
     groups_lost: int = 0
-    """Groups of the policy arm that the ledgers passed over."""
+    """Groups of the policy arm that the ledgers passed over, or that a version covers and did not
+    apply. The trainer leaves out what is not finite; the join lets no such group pass."""
     groups_applied_twice: int = 0
     """Groups of the policy arm that two versions applied."""
     differences: list[Difference] = field(default_factory=list)

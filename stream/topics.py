@@ -24,6 +24,16 @@ LARGEST_EVENT_BYTES = 1_000_000
 OUTPUT_BYTES = 8 * 1024 * 1024
 """Largest record batch that join and learner may write: a group holds more than its impression."""
 
+SEGMENT_BYTES = 2 * OUTPUT_BYTES
+"""Size of a segment of the compacted topic; Kafka refuses a batch that is larger than a segment."""
+
+SEGMENT_MS = 600_000
+"""Longest time that a segment is written to: the one being written is never compacted, and every
+process that starts reads all of it."""
+
+TOMBSTONES_KEPT_MS = 60_000
+"""How long a tombstone stays; who misses it keeps a snapshot that newer ones have overtaken."""
+
 FUTURE_MS = 3_600_000
 """How far ahead of the broker's clock an event's own time may be before the broker refuses it."""
 
@@ -184,7 +194,12 @@ class TopicSpec:
                 "message.timestamp.before.max.ms": str(_LONGEST_MS),
             }
         if self.retention_ms is None:
-            config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": str(DAY_MS)}
+            config |= {
+                "min.cleanable.dirty.ratio": "0.1",
+                "segment.bytes": str(SEGMENT_BYTES),
+                "segment.ms": str(SEGMENT_MS),
+                "delete.retention.ms": str(TOMBSTONES_KEPT_MS),
+            }
         else:
             config |= {"retention.ms": str(self.retention_ms), "retention.bytes": str(UNLIMITED)}
         return config
@@ -294,8 +309,8 @@ def _outlived(plan: TopicPlan, configs: Mapping[str, Mapping[str, str]]) -> Iter
 def _wanted(setting: str, expected: str, seen: str) -> str | None:
     """What a setting ought to be, in words; None if what was seen will do."""
     match setting:
-        case "min.cleanable.dirty.ratio" | "segment.ms":
-            return None  # matters to the size on disk only
+        case "min.cleanable.dirty.ratio" | "segment.bytes" | "segment.ms" | "delete.retention.ms":
+            return None  # costs disk, and time at every start, but is never wrong
         case "retention.ms" if expected != str(UNLIMITED):
             will_do = seen == str(UNLIMITED) or _at_least(seen, expected)
             return None if will_do else f"at least {expected}"

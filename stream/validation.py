@@ -15,6 +15,7 @@ from grade.v1.decision_pb2 import ARM_HOLDOUT, ARM_POLICY, Decision
 from grade.v1.impression_pb2 import Impression
 from grade.v1.refused_pb2 import Reason
 
+from policy.initial import LARGEST_FEATURE
 from policy.schema import Schema
 from stream.codec import partition_for
 from stream.join_records import Record
@@ -208,6 +209,14 @@ def _check_decision(impression: Impression, schema: Schema) -> None:
     features = decision.features
     _check_length("decision.features", len(features), schema.n_features)
     _check_finite("decision.features", features)
+    if max(features) > LARGEST_FEATURE or min(features) < -LARGEST_FEATURE:
+        index = next(i for i, x in enumerate(features) if abs(x) > LARGEST_FEATURE)
+        raise _Invalid(
+            Reason.REASON_OUT_OF_RANGE,
+            f"decision.features[{index}]",
+            f"{-LARGEST_FEATURE:g} to {LARGEST_FEATURE:g}",
+            f"{features[index]:g}",
+        )
     _check_group(decision, schema.n_objectives)
 
 

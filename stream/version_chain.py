@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from grade.v1.decision_pb2 import ARM_POLICY, Decision
 from grade.v1.parameters_pb2 import Ledger, ParameterSnapshot, Version
 from grade.v1.reward_group_pb2 import RewardGroup
@@ -231,7 +232,7 @@ class VersionChain:
                 raise BoundaryError(_changed(name, expected, seen))
         try:
             chain._restore(state)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, DecodeError) as error:
             raise CheckpointRefused(
                 f"expected the state of a learner, seen one that cannot be restored: {error!r}"
             ) from error

@@ -76,6 +76,7 @@ def test_ports_are_those_that_the_process_listens_on_and_stay_on_loopback(name: 
         "serve": {defaults.serve_port, defaults.serve_admin_port},
         "join": {defaults.join_admin_port},
         "learn": {defaults.learn_admin_port},
+        "simulate": {defaults.simulate_admin_port},
     }
     verb = OURS[name]["command"][0]
     for mapping in OURS[name].get("ports", []):

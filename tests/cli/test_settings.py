@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.learn import trainer_settings
 from cli.settings import Settings, environment_of, load_settings, source_of
 from policy.errors import SettingsError
+from policy.trainer import TrainerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,9 @@ def test_arguments_go_before_everything_and_none_is_no_argument(
     [
         ("GRADE_PARTITIONS", "0", "GRADE_PARTITIONS .* greater than or equal to 1, seen '0'"),
         ("GRADE_SERVE_PORT", "99999", "GRADE_SERVE_PORT .* 65535, seen '99999'"),
+        ("GRADE_LEARN_STATIC_RATE", "0", "GRADE_LEARN_STATIC_RATE .* greater than 0, seen '0'"),
+        ("GRADE_LEARN_AVERAGE", "2", "GRADE_LEARN_AVERAGE .* less than or equal to 1, seen '2'"),
+        ("GRADE_LEARN_KL_WEIGHT", "inf", "GRADE_LEARN_KL_WEIGHT .* finite number, seen 'inf'"),
         ("GRADE_JOIN_TICKS", "nobody", "'owner' or 'producer', seen 'nobody'"),
         ("GRADE_PARTITION", "3", "GRADE_PARTITION: expected a setting that .* lists"),
         ("GRADE_CONFIG", "missing.toml", "expected an existing TOML file, seen 'missing.toml'"),
@@ -67,10 +72,37 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_child_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load_settings({"partitions": 3, "join_accept_loss": True, "topic_prefix": "shop"})
+    settings = load_settings({"partitions": 3, "serve_reflection": True, "topic_prefix": "shop"})
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)
     assert load_settings() == settings
+
+
+LEARNING = {
+    "static_rate": 0.1,
+    "contextual_rate": 1e-5,
+    "served_epochs": 3,
+    "epsilon": 0.3,
+    "ratio_cap": 10.0,
+    "kl_weight": 0.01,
+    "fresh_steps": 0,
+    "replay_steps": 4,
+    "average": 1 / 3,
+    "format_weight": 0.5,
+}
+
+
+def test_the_learner_learns_by_its_own_defaults() -> None:
+    # The settings are read where torch may be missing, so the numbers stand there again.
+    assert trainer_settings(load_settings()) == TrainerSettings()
+
+
+def test_a_setting_of_learning_reaches_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = load_settings({f"learn_{name}": value for name, value in LEARNING.items()})
+    for name, value in environment_of(chosen).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == chosen
+    assert trainer_settings(chosen) == TrainerSettings(**LEARNING)  # type: ignore[arg-type]  # numbers of two types
 
 
 def test_every_setting_tells_its_meaning() -> None:

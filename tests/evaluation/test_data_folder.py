@@ -1,6 +1,7 @@
 """A folder is read as documented, and what is wrong with one is said with file, column and rows."""
 
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,38 @@ def test_a_repeated_conversion_is_left_out_and_counted(tmp_path: Path) -> None:
     folder = read_data_folder(write(tmp_path, tables), tiny_schema())
     assert len(folder.conversions) == 1
     assert "1 of 2 rows repeat an earlier conversion_id of their request" in folder.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "kept"),
+    # A second before the request of 10 s, and two late horizons of 20 minutes after it.
+    [(8_999, 0), (9_000, 1), (2_410_000, 1), (2_410_001, 0), (2**62, 0)],
+)
+def test_a_conversion_far_from_its_request_is_left_out_and_counted(
+    tmp_path: Path, time_ms: int, kept: int
+) -> None:
+    tables = tiny_tables()
+    tables["requests"]["time_ms"] = [10_000, 10_000]
+    tables["impressions"]["time_ms"] = [10_000] * 4
+    tables["conversions"] = {name: rows[:1] for name, rows in tables["conversions"].items()}
+    tables["conversions"]["time_ms"] = [time_ms]
+    folder = read_data_folder(write(tmp_path, tables), tiny_schema())
+    assert len(folder.conversions) == kept
+    remark = (
+        f"{tmp_path}/conversions.parquet: 1 of 1 rows are outside the time from 1000 ms before to "
+        "2400000 ms after their request and are left out: row 1"
+    )
+    assert folder.remarks == [remark][kept:]
+
+
+@pytest.mark.parametrize("table", ["requests", "impressions", "conversions"])
+def test_times_in_another_unit_are_refused(tmp_path: Path, table: str) -> None:
+    tables = tiny_tables()
+    tables[table]["time_ms"] = [datetime.fromtimestamp(t / 1000) for t in tables[table]["time_ms"]]
+    assert read_error(tmp_path, tables) == (
+        f"{tmp_path / table}.parquet: time_ms: expected integer milliseconds, "
+        "seen type timestamp[us]"
+    )
 
 
 def test_many_rows_are_counted_and_the_first_named(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
+from stream.connection import Connection, open_admin
 from tests.evaluation.folders import SCHEMA_TOML, learnable_tables, tiny_tables, write
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ def test_both_ways_make_the_same_parameters(tmp_path: Path, broker: "BrokerStatu
     }  # fmt: skip
     assert ndcg["random"] < ndcg["uniform"] < ndcg["served_mean"] <= 1
     assert "served policy, mean weights" in done.stdout
+    with open_admin(Connection(broker.bootstrap_servers)) as admin:
+        assert [name for name in admin.list_topics() if "-replay-" in name] == []
 
 
 def test_another_schema_and_what_was_left_out(tmp_path: Path) -> None:
@@ -63,6 +68,16 @@ def test_another_schema_and_what_was_left_out(tmp_path: Path) -> None:
     done = grade_replay(tmp_path, "--schema", schema, "--slot-s", "60")
     assert done.returncode == 0, done.stderr
     assert "1 of 2 rows name a request that is not in" in " ".join(done.stderr.split())
+
+
+def test_a_second_half_without_gains_is_null(tmp_path: Path) -> None:
+    write(tmp_path, tiny_tables())
+    (tmp_path / "policy.toml").write_text(SCHEMA_TOML, encoding="utf-8")
+    figures_file = tmp_path / "figures.json"
+    done = grade_replay(tmp_path, "--json", figures_file)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(figures_file.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert figures["ndcg_second_half"]["served_mean"] is None
 
 
 def test_a_wrong_folder_ends_with_a_sentence(tmp_path: Path) -> None:

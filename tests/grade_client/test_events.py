@@ -145,6 +145,23 @@ def test_a_clock_in_the_future_is_refused_before_it_spoils_a_batch(
         assert events.sent == 0
 
 
+@pytest.mark.parametrize("value", [-0.5, np.nan, np.inf])
+def test_a_value_that_is_no_value_is_refused(
+    connection: Connection, topics: Topics, value: float
+) -> None:
+    with EventProducer(connection, topics, "example") as events:
+        with pytest.raises(EventRefused, match="value: expected a finite number >= 0, seen "):
+            events.log_conversion("r1", "a", "click", value)
+        assert events.sent == 0
+
+
+def test_what_cannot_be_sent_is_not_counted_as_sent(connection: Connection, topics: Topics) -> None:
+    with EventProducer(connection, topics, "example") as events:
+        with pytest.raises(ValueError, match="Unrecognized partition 9"):
+            events.tick("impressions", 9, 1_000)
+        assert events.sent == 0
+
+
 def test_too_large_an_event_is_refused(connection: Connection, topics: Topics) -> None:
     with EventProducer(connection, topics, "example") as events:
         with pytest.raises(EventRefused, match="not sent"):

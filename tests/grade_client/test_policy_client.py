@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from grade.v1.decision_pb2 import ARM_POLICY
+from grade.v1.policy_service_pb2 import SampleRequest, SampleResponse
 
 from grade_client import PolicyCallFailed, PolicyClient, SampleQuestion, blend
 from policy.errors import InvalidContext, SchemaError
@@ -66,6 +67,26 @@ def test_a_batch_is_the_same_as_one_by_one(client: PolicyClient) -> None:
     assert [s.request_id for s in batch] == ["r1", "r2"]
     assert [s.decision for s in batch] == [s.decision for s in singles]
     assert [s.weights.tolist() for s in batch] == [s.weights.tolist() for s in singles]
+
+
+class LargeAnswers(KnownAnswers):
+    """Decisions of 5 MiB, more than gRPC takes by default."""
+
+    def Sample(self, request: SampleRequest, context: grpc.ServicerContext) -> SampleResponse:  # noqa: N802
+        """Answer, and say much."""
+        answer = super().Sample(request, context)
+        answer.decision.payload = bytes(5 << 20)
+        return answer
+
+
+def test_a_large_batch_is_taken() -> None:
+    questions = [SampleQuestion(f"r{n}", "u1", IN_ORDER) for n in range(2)]
+    with (
+        serving(LargeAnswers()) as target,
+        PolicyClient(target, "example", timeout_s=10.0) as client,
+    ):
+        answers = client.sample_batch(questions)
+    assert [len(answer.decision.payload) for answer in answers] == [5 << 20] * 2
 
 
 def test_what_the_server_refuses_is_told_with_its_status(client: PolicyClient) -> None:

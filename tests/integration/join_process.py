@@ -16,7 +16,7 @@ from grade.v1.reward_group_pb2 import JoinRecord
 from cli.system import free_ports
 from monitor.watch import ask
 from policy.schema import Schema
-from stream.codec import encode, is_tick, partition_for
+from stream.codec import encode, has_tick_header, partition_for
 from stream.connection import Connection
 from stream.join import Cursor, JoinSettings, Kind, Log, PartitionJoin, Record
 from stream.logs import Log as Partition
@@ -226,7 +226,7 @@ def compare(connection: Connection, topics: Topics, schema: Schema) -> list[Join
 
 def _records(log: Partition) -> list[Record]:
     return [
-        Record(r.offset, r.timestamp_ms, r.key, r.value, is_tick(r.headers, r.value))
+        Record(r.offset, r.timestamp_ms, r.key, r.value, has_tick_header(r.headers))
         for r in log.records
     ]
 

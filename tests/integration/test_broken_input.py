@@ -75,6 +75,14 @@ def test_broken_records_requests_and_snapshots(connection: Connection, tmp_path:
                 30,
                 "the next good version",
             )
+            # A learner that finds it in the topic goes on publishing.
+            system.kill("learn")
+            served = system.health("serve")["version"]
+            await_until(
+                lambda: served + 3 < system.health("serve")["version"] < 1_000_000,
+                40,
+                "versions after the learner's restart",
+            )
             traffic.await_more(60)
         assert traffic.failures == []
         system.await_applied(traffic.shown)

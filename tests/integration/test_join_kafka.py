@@ -4,11 +4,9 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from grade.v1.reward_group_pb2 import JoinRecord
 from kafka import TopicPartition
 
 from policy.schema import Schema, load_schema
@@ -64,11 +62,6 @@ def await_all_joined(connection: Connection, topics: Topics, schema: Schema) -> 
 def await_some_groups(connection: Connection, topics: Topics, schema: Schema) -> None:
     """Wait until the first groups have left."""
     await_until(lambda: total_groups(compare(connection, topics, schema)), 30.0, "a group")
-
-
-def joined_record(record: Any) -> JoinRecord:
-    """What a record of the reward-groups topic says."""
-    return JoinRecord.FromString(record.value)
 
 
 def test_groups_equal_a_run_in_this_process(
@@ -215,14 +208,14 @@ def test_control_records_are_named(
     assert "Traceback" not in worker.output
 
 
-def test_deleted_records_stop_the_worker_unless_accepted(
+def test_deleted_records_stop_the_worker(
     connection: Connection,
     topics: Topics,
     schema: Schema,
     traffic: Traffic,
     start_join: StartJoin,
 ) -> None:
-    """Retention took records that are needed: the numbers are told; a flag accepts the loss."""
+    """Retention took records that are needed: the numbers are told."""
     worker = start_join()
     traffic.send(100)
     await_some_groups(connection, topics, schema)
@@ -237,17 +230,6 @@ def test_deleted_records_stop_the_worker_unless_accepted(
     assert refusing.wait(60.0) == 1
     assert "error: partition 0: impressions: expected to read from offset" in refusing.output
     assert f"seen {end} as the first that retention has left" in refusing.output
-    assert "GRADE_JOIN_ACCEPT_LOSS" in refusing.output
-
-    accepting = start_join(name="accepting", join_accept_loss="true")
-    accepting.await_healthy()
-    heads = [
-        message.start.head.impression_offset
-        for message in map(joined_record, read_topic(connection, topics.reward_groups, 0))
-        if message.HasField("start")
-    ]
-    assert heads == [0, end]
-    assert "loss_accepted" in accepting.output
 
 
 def test_wrong_topics_are_refused_up_front(connection: Connection, tmp_path: Path) -> None:

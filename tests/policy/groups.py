@@ -42,7 +42,9 @@ def make_schema(
             + (f"predicts = '{predicted}'\n" if predicted else "")
         )
     blocks.append("[[outcomes]]\nname = 'click'\ngain = 1\n")
-    blocks.append("[[outcomes]]\nname = 'order'\ngain = 5\nvalue_weighted = true\n")
+    # A probability predicts no value, so the schema refuses the two together.
+    weighted = str(not (predicts and transform == "logit")).lower()
+    blocks.append(f"[[outcomes]]\nname = 'order'\ngain = 5\nvalue_weighted = {weighted}\n")
     blocks.append("[attribution]\nwindow_s = 5\n")
     blocks.append(f"[reward]\nnormalise = '{normalise}'\nexamination = {list(examination)}\n")
     blocks.append(f"[holdout]\nshare = {holdout}\n{soft_rules}")

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policy.checkpoint import Tensors, digest, latest, load, write
+from policy.checkpoint import AHEAD, Tensors, digest, load, write
 from policy.errors import CheckpointRefused
 
 
@@ -33,16 +33,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert loaded.tensors.keys() == tensors().keys()
 
 
-def test_the_latest_is_the_highest_version_of_the_highest_epoch(tmp_path: Path) -> None:
-    assert latest(tmp_path / "none") is None
-    assert latest(tmp_path) is None
-    for epoch, version in [(1, 9), (1, 10), (2, 1), (1, 200)]:
-        write(tmp_path, tensors(), metadata(version, epoch), keep=10)
-    found = latest(tmp_path)
-    assert found is not None
-    assert load(found).metadata == metadata(1, epoch=2)
-
-
 def test_the_oldest_go_and_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "00000001-000000000009.tmp").write_text("a crash left this")
@@ -57,10 +47,23 @@ def test_the_oldest_go_and_other_files_stay(tmp_path: Path) -> None:
         write(tmp_path, tensors(), metadata(6), keep=0)
 
 
-def test_a_half_written_file_does_not_count(tmp_path: Path) -> None:
-    kept = write(tmp_path, tensors(), metadata(1), keep=2)
-    (tmp_path / "00000001-000000000002.tmp").write_bytes(kept.read_bytes()[:50])
-    assert latest(tmp_path) == kept
+def test_later_checkpoints_do_not_push_out_what_is_written(tmp_path: Path) -> None:
+    for version in range(996, 1001):
+        write(tmp_path, tensors(), metadata(version), keep=5)
+    for version in (1, 2, 3):
+        path = write(tmp_path, tensors(), metadata(version), keep=2)
+        assert load(path).metadata == metadata(version)
+    assert sorted(int(path.stem[9:]) for path in tmp_path.iterdir()) == [2, 3, *range(996, 1001)]
+
+
+def test_as_many_stay_that_were_set_aside(tmp_path: Path) -> None:
+    for version in range(4, 8):
+        (tmp_path / f"00000001-{version:012d}{AHEAD}").write_text("ahead")
+    write(tmp_path, tensors(), metadata(1), keep=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "00000001-000000000001.ckpt",
+        *(f"00000001-00000000000{version}.ahead" for version in (5, 6, 7)),
+    ]
 
 
 def test_writing_a_version_again_replaces_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.batch import Request
+from policy.initial import LARGEST_FEATURE, LEAST_SCALE
 from policy.running import ContextScale, Gate, PastRequests, RunningIdeal
 
 
@@ -39,6 +40,31 @@ def test_before_anything_was_seen_features_pass_unchanged() -> None:
     assert deviation.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("outlier", [3e38, -3e38, 1e12, 1e9])
+def test_one_outlier_hardly_moves_mean_and_scale(outlier: float) -> None:
+    generator = np.random.default_rng(0)
+    scale = ContextScale(1)
+    scale.add(generator.normal(5.0, 2.0, (1_000, 1)))
+    (mean,), (deviation,) = scale.mean_and_scale()
+    scale.add(np.array([[outlier]]))
+    (after,), (wider,) = scale.mean_and_scale()
+    # It counts as 10 scales: by 10/1001 the mean moves, by 100/1001 the variance grows.
+    assert after == pytest.approx(mean + math.copysign(10 / 1001, outlier) * deviation, rel=1e-9)
+    assert wider == pytest.approx(deviation * math.sqrt(1.1), rel=0.01)
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e-45, 1e-31])
+def test_mean_and_scale_can_always_be_served(value: float) -> None:
+    scale = ContextScale(2)
+    scale.add(np.array([[value, 0.0], [0.0, value]]))
+    restored = ContextScale(1)
+    restored.restore({"count": np.ones(1), "mean": np.full(1, value), "squares": np.full(1, 1e77)})
+    for part in (scale, restored):
+        mean, deviation = part.mean_and_scale()
+        assert (np.abs(mean) <= LARGEST_FEATURE).all()
+        assert ((deviation >= LEAST_SCALE) & (deviation <= LARGEST_FEATURE)).all()
+
+
 def test_the_running_ideal_counts_requests_with_an_outcome() -> None:
     ideal = RunningIdeal(half_life=1e12)
     assert ideal.mean() == 1.0
@@ -53,6 +79,14 @@ def test_the_running_ideal_forgets() -> None:
     ideal.add(np.array([8.0]))
     ideal.add(np.array([2.0]))
     assert ideal.mean() == pytest.approx((8 / 2 + 2) / (1 / 2 + 1))
+
+
+def test_one_value_hardly_moves_the_running_ideal() -> None:
+    ideal = RunningIdeal(half_life=1e12)
+    ideal.add(np.full(1_000, 2.0))
+    ideal.add(np.array([1e15]))
+    # It counts as 100 means.
+    assert ideal.mean() == pytest.approx((1_000 * 2 + 100 * 2) / 1_001)
 
 
 def openings(*leads: float) -> list[float]:

@@ -123,6 +123,14 @@ def replaced(old: str, new: str) -> str:
             "objectives[1].predicts: expected one objective per outcome type, seen 'click' again",
         ),
         (
+            replaced(
+                "baseline = 0.75", "baseline = 0.75\ntransform = 'logit'\npredicts = 'click'"
+            ).replace("gain = 1", "gain = 1\nvalue_weighted = true"),
+            "objectives[1].predicts: expected an outcome type that is not value_weighted (a logit "
+            "objective's score is a probability; an expected value wants linear or log), seen "
+            "'click'",
+        ),
+        (
             replaced("baseline = 0.75", "baseline = 0.75\nweight = 1"),
             "objectives[1].weight: expected only keys that are documented, seen an unknown key",
         ),

@@ -13,9 +13,11 @@ from policy.errors import CheckpointRefused
 from policy.initial import initial_parameters, parameter_shapes
 from policy.schema import Schema
 from policy.trainer import StepReport, Trainer, TrainerSettings
+from serving.snapshot import load_policy
 from tests.policy.forward import forward_batch
-from tests.policy.groups import click, make_group, make_impression, make_schema
+from tests.policy.groups import click, make_group, make_impression, make_schema, order
 from tests.policy.world import World
+from tests.serving.parameters import made_snapshot
 
 SETTINGS = TrainerSettings(seed=3)
 
@@ -243,6 +245,32 @@ def test_contexts_are_standardised_by_what_was_seen() -> None:
     served = trainer.serving_parameters()
     np.testing.assert_allclose(served["feature_mean"], seen.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(served["feature_scale"], seen.std(axis=0), rtol=1e-9)
+
+
+def test_one_extreme_request_among_many_hardly_changes_what_is_served() -> None:
+    schema = make_schema()
+    world = World(schema, [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]], seed=1)
+    trainer = Trainer(schema, SETTINGS)
+    world.live(trainer, 12)
+    before, ideal = trainer.serving_parameters(), trainer.state()["ideal.sums"]
+    extreme = make_group(
+        schema,
+        make_impression(np.eye(3)),
+        [order(1, 1e15)],
+        features=np.array([3e38, -3e38]),
+        alpha=np.full(3, 5.0),
+        generator=np.random.default_rng(0),
+    )
+    trainer.step([extreme, *world.slot(trainer)], slot=12)
+    after, sums = trainer.serving_parameters(), trainer.state()
+    np.testing.assert_allclose(after["feature_scale"], before["feature_scale"], rtol=0.2)
+    np.testing.assert_allclose(
+        after["feature_mean"], before["feature_mean"], atol=0.2 * before["feature_scale"].max()
+    )
+    assert sums["ideal.sums"][0] < ideal[0] * 2
+    # Its rewards are at most the 100 running means that its ideal counts as.
+    assert np.abs(sums["gate.sums"][0]).max() < 110
+    load_policy(made_snapshot(1, schema=schema, tensors=after), schema)
 
 
 def test_the_best_static_weights_are_found() -> None:

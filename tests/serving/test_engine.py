@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from policy import grpo
 from policy.dirichlet import draw_generator, log_density, sample_weights, weights_to_simplex
 from policy.errors import InvalidContext, SnapshotRefused
-from policy.initial import parameter_shapes
+from policy.initial import LARGEST_FEATURE, parameter_shapes
 from policy.network import PolicyNetwork
 from policy.schema import Schema, parse_schema
 from serving.engine import Engine
@@ -24,11 +24,12 @@ from tests.serving.parameters import (
     EXAMPLE,
     HOLDOUT_UNIT,
     POLICY_UNIT,
+    Tensors,
     made_context,
-    made_schema,
     made_snapshot,
     made_tensors,
 )
+from tests.serving.test_serving_policy import anything_allowed
 
 MEMBERS = 8
 
@@ -79,17 +80,12 @@ def test_a_decision_can_be_recomputed_from_what_it_says() -> None:
 
 
 @given(
+    allowed=st.sampled_from([0.0, 0.3, 0.9]).flatmap(anything_allowed),
     seed=st.integers(0, 2**32),
-    objectives=st.integers(2, 7),
-    floors=st.sampled_from([0.0, 0.3, 0.9]),
-    spread=st.floats(0.01, 3.0),
 )
 @settings(max_examples=60, deadline=None)
-def test_served_density_is_the_learners_density(
-    seed: int, objectives: int, floors: float, spread: float
-) -> None:
-    schema = made_schema(3, objectives, floors)
-    tensors = made_tensors(schema, seed, spread=spread)
+def test_served_density_is_the_learners_density(allowed: tuple[Schema, Tensors], seed: int) -> None:
+    schema, tensors = allowed
     engine = Engine(schema, seed=seed, members=MEMBERS)
     engine.swap(engine.load(made_snapshot(1, schema=schema, tensors=tensors)))
     contexts = [made_context(seed + i, unit_id="u", schema=schema) for i in range(5)]
@@ -199,6 +195,16 @@ def test_without_a_snapshot_the_baseline_is_sampled_around() -> None:
             "context.features[0]",
             "expected a finite number for 'hour', seen inf",
         ),
+        (
+            {"features": [1.0, 2.0, 1e10]},
+            "context.features[2]",
+            "expected a number in [-1e+09, 1e+09] for 'past_click_rate', seen 1e+10",
+        ),
+        (
+            {"features": [1.0, -3e38, float("nan")]},
+            "context.features[1]",
+            "expected a number in [-1e+09, 1e+09] for 'age_days', seen -3e+38",
+        ),
     ],
 )
 def test_a_wrong_context_is_refused(wrong: dict[str, object], field: str, message: str) -> None:
@@ -221,12 +227,11 @@ def test_a_wrong_context_is_refused(wrong: dict[str, object], field: str, messag
 
 
 def test_the_longest_names_and_the_largest_numbers_are_served() -> None:
-    largest = float(np.finfo(np.float32).max)
     context = Context(
         policy="example",
         request_id="r" * 128,
         unit_id="é" * 64,
-        features=[largest, -largest, 1e-45],
+        features=[LARGEST_FEATURE, -LARGEST_FEATURE, 1e-45],
     )
     assert len(_engine().sample(context).weights) == 3
 

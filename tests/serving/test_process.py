@@ -114,7 +114,7 @@ def test_a_restart_without_kafka_goes_on_with_the_last_good_version(
         "GRADE_BOOTSTRAP_SERVERS": connection.bootstrap_servers,
         "GRADE_TOPIC_PREFIX": topics.prefix,
     }
-    for changes in (with_kafka, NO_KAFKA):
+    for changes in (with_kafka, with_kafka | NO_KAFKA):
         with _serving(tmp_path, changes) as process:
             port = _ready(tmp_path, process)
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:

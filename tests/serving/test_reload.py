@@ -138,8 +138,12 @@ def test_each_bad_snapshot_is_refused_and_the_old_policy_serves(
             assert stub.Sample(request, timeout=10) == before
         produce(connection, topics.parameters, [Produced(b"", b"no key")])
         assert "key policy/epoch/version, seen b'no key'" in _refused(server, len(KINDS) + 1)
+        # Python refuses to read so many digits.
+        endless = b"example/" + b"1" * 5_000 + b"/1"
+        produce(connection, topics.parameters, [Produced(b"", endless)])
+        assert "key policy/epoch/version, seen 5010 bytes" in _refused(server, len(KINDS) + 2)
         assert server.health()["status"] == "ok"
-        assert server.health()["refused_by_check"] == dict.fromkeys(KINDS, 1) | {"key": 2}
+        assert server.health()["refused_by_check"] == dict.fromkeys(KINDS, 1) | {"key": 3}
         publish(connection, topics.parameters, [made_snapshot(20)])
         _serves(server, 20)
 
@@ -272,6 +276,24 @@ def test_the_last_good_snapshot_is_kept_on_disk(
         )
         _serves(server, 2)
     assert _written(file) == made_snapshot(2)
+
+
+def test_a_snapshot_that_could_not_be_written_is_written_later(
+    connection: Connection, topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "example.snapshot"
+    tried = threading.Event()
+
+    def full(path: Path, snapshot: ParameterSnapshot) -> None:
+        tried.set()
+        raise OSError(f"{path}: no space left for version {snapshot.version}")
+
+    monkeypatch.setattr("serving.reload.write_snapshot", full)
+    publish(connection, topics.parameters, [made_snapshot(1)])
+    with running_server(connection, topics.parameters, snapshot_file=file):
+        assert tried.wait(20)
+        monkeypatch.undo()
+    assert _written(file) == made_snapshot(1)
 
 
 def test_a_missing_topic_is_waited_for(connection: Connection) -> None:

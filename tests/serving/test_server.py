@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from policy.errors import SettingsError
 from serving.server import SERVICE, PolicyServer
 from serving.servicer import LARGEST_BATCH
+from tests.kafka import await_until
 from tests.serving.parameters import EXAMPLE, HOLDOUT_UNIT, made_context
 from tests.serving.running import NOBODY, SETTINGS, calling, running_server
 
@@ -140,6 +141,20 @@ def test_not_serving_until_ready() -> None:
         assert _health(server.port) == health_pb2.HealthCheckResponse.NOT_SERVING
     finally:
         server.stop()
+
+
+def test_health_says_that_it_stops() -> None:
+    with running_server(NOBODY, TOPIC, ready_timeout_s=0.0) as server:
+        with calling(server) as stub:
+            requests = [SampleRequest(context=made_context(i)) for i in range(LARGEST_BATCH)]
+            batch = SampleBatchRequest(policy="example", requests=requests)
+            call = stub.SampleBatch.future(batch, timeout=60)
+            stopping = threading.Thread(target=server.stop)
+            stopping.start()
+            await_until(lambda: server.health()["status"] == "stopping")
+            call.exception()
+            stopping.join()
+    assert server.health()["status"] == "stopping"
 
 
 def test_a_taken_port_gives_a_sentence(server: PolicyServer) -> None:

@@ -22,9 +22,9 @@ LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @st.composite
-def anything_allowed(draw: st.DrawFn) -> tuple[Schema, Tensors]:
-    """Parameters of any size and magnitude that a server accepts."""
-    schema = made_schema(draw(st.integers(1, 6)), draw(st.integers(2, 6)))
+def anything_allowed(draw: st.DrawFn, floors: float = 0.0) -> tuple[Schema, Tensors]:
+    """Parameters of any size and magnitude that a server accepts; `floors` is the schema's sum."""
+    schema = made_schema(draw(st.integers(1, 6)), draw(st.integers(2, 7)), floors)
     spread = 10.0 ** draw(st.floats(-4, 3))
     tensors = made_tensors(
         schema, draw(st.integers(0, 2**32)), hidden=draw(st.integers(1, 70)), spread=spread

@@ -1,6 +1,13 @@
 """Simulated traffic against a real policy server and a real Kafka."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +17,17 @@ from typing import Any
 import pytest
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.impression_pb2 import Impression
+from kafka.admin import ConfigResource, ConfigResourceType
 
 import simulator
-from grade_client import EventProducer, PolicyClient
+from cli.system import free_ports
+from grade_client import EventProducer, PolicyClient, decode_decision
 from policy.errors import GradeError
 from policy.schema import Schema, parse_schema
 from serving.server import PolicyServer, ServerSettings
 from simulator.marketplace import POLICY, Marketplace, MarketplaceSettings
 from simulator.traffic import Mishaps, Traffic, TrafficSettings
-from stream.connection import Connection
+from stream.connection import Connection, open_admin
 from stream.logs import read_logs
 from stream.topics import Topics
 
@@ -117,7 +126,9 @@ def test_only_features_and_scores_reach_the_system(connection: Connection, topic
     with traffic(connection, topics, settings) as (playing, _):
         playing.run()
     impressions, _ = logged(connection, topics)
+    assert len(impressions) > 10
     world = Marketplace(MarketplaceSettings(seed=2))
+    features_of_all = set()
     for impression in impressions:
         request = world.request(int(impression.request_id.removeprefix("run-")))
         candidates = [int(item.removeprefix("item-")) for item in impression.item_ids]
@@ -126,6 +137,95 @@ def test_only_features_and_scores_reach_the_system(connection: Connection, topic
         unshown = list(impression.unshown_scores)
         for start in range(0, len(unshown), 5):
             assert tuple(unshown[start : start + 5]) in rows
+        # A user's number is drawn apart from the type; everything else is the server's own.
+        decision = decode_decision(impression.decision)
+        assert re.fullmatch(r"user-\d+", decision.unit_id)
+        assert decision.unit_id == request.unit_id
+        assert decision.request_id == impression.request_id
+        assert list(decision.features) == request.features.tolist()
+        assert (decision.policy, decision.version) == (POLICY, 0)
+        features_of_all.add(tuple(decision.features))
+    assert len(features_of_all) > 10
+
+
+def test_refused_events_are_counted_and_the_run_goes_on(
+    connection: Connection, topics: Topics
+) -> None:
+    settings = TrafficSettings(rate=200, duration_s=1.0, mishaps=NO_MISHAPS)
+    with (
+        served(short_schema(), connection, topics) as server,
+        PolicyClient(f"127.0.0.1:{server.port}", POLICY) as client,
+        EventProducer(connection, topics, POLICY, max_unconfirmed=1) as producer,
+    ):
+        world = Marketplace(MarketplaceSettings(seed=2))
+        playing = Traffic(world, client, producer, settings, run="run")
+        report = playing.run()
+        health = playing.health()
+    impressions, conversions = logged(connection, topics)
+    assert report["events_refused"] == health["events_refused"] > 10
+    assert report["events_undelivered"] == 0
+    assert report["decisions"] > 100
+    assert report["impressions"] == len(impressions) < report["decisions"]
+    assert report["conversions"] == len(conversions)
+    assert health["status"] == "ok"
+
+
+def test_a_run_whose_events_kafka_refuses_still_reports(
+    connection: Connection, topics: Topics, tmp_path: Path
+) -> None:
+    """As a process: health and metrics while it runs, then the file, then exit status 1."""
+    with open_admin(connection) as admin:
+        resource = ConfigResource(
+            ConfigResourceType.TOPIC, topics.impressions, {"max.message.bytes": "100"}
+        )
+        admin.alter_configs([resource])
+    report_file, (port,) = tmp_path / "report.json", free_ports(1)
+    with served(short_schema(), connection, topics) as server:
+        running = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "cli.main", "simulate", "--rate", "50"),
+                *("--duration-s", "2", "--target", f"127.0.0.1:{server.port}"),
+                *("--json", str(report_file)),
+            ],
+            env={
+                **os.environ,
+                "GRADE_BOOTSTRAP_SERVERS": connection.bootstrap_servers,
+                "GRADE_TOPIC_PREFIX": topics.prefix,
+                "GRADE_SIMULATE_ADMIN_PORT": str(port),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            health, metrics = None, ""
+            while running.poll() is None and not (health and health["decisions"]):
+                try:
+                    health = json.loads(ask(port, "/health"))
+                    metrics = ask(port, "/metrics")
+                except OSError:
+                    time.sleep(0.02)  # polling another process
+            told = running.communicate(timeout=60)[1]
+        finally:
+            running.kill()
+            running.wait()
+    assert health is not None
+    assert health["status"] == "ok"
+    for name in ("requests", "failed_rpcs", "events_refused"):
+        assert f"grade_simulate_{name}_total " in metrics
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    assert report["events_undelivered"] > 10
+    assert running.returncode == 1, told
+    assert (
+        f"expected every event to be confirmed, seen {report['events_undelivered']} that Kafka "
+        "did not confirm" in told
+    )
+    assert "Traceback" not in told
+
+
+def ask(port: int, page: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=5) as answer:
+        content: bytes = answer.read()
+    return content.decode()
 
 
 def test_stop_ends_an_endless_run_and_flushes(connection: Connection, topics: Topics) -> None:

@@ -3,21 +3,24 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from grade.v1.reward_group_pb2 import JoinRecord
+from kafka.admin import NewTopic
 
 from policy.errors import StreamError
+from stream.broker import LocalBroker
 from stream.codec import encode, partition_for
-from stream.connection import LARGEST_REQUEST_BYTES, Connection
+from stream.connection import LARGEST_REQUEST_BYTES, Connection, open_admin
 from stream.join import JoinSettings, Kind, Log, Output
 from stream.join_logs import BATCH_BYTES, JoinLogs
 from stream.owner import OwnerSettings
 from stream.ownership import Ownership
 from stream.topics import Topics
-from tests.kafka import Produced, create_fresh, produce, read_topic
+from tests.kafka import Produced, await_until, create_fresh, produce, read_topic
 from tests.stream.join_messages import SCHEMA, valid_conversion, valid_impression
 
 SETTINGS = JoinSettings(window_ms=5_000, early_ms=1_000, late_ms=10_000)
@@ -125,9 +128,17 @@ def scene(connection: Connection) -> Scene:
     return Scene(connection)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+def recreate(connection: Connection, topic: str) -> None:
+    """Delete a topic and create it again, empty."""
+    with open_admin(connection) as admin:
+        admin.delete_topics([topic])
+        await_until(lambda: topic not in admin.list_topics(), 20.0, "the topic's end")
+        admin.create_topics([NewTopic(topic, 1, 1)])
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Let the owners run until a condition is true."""
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -194,6 +205,81 @@ def test_the_same_gap_twice_ends_the_worker(scene: Scene) -> None:
 
     with pytest.raises(StreamError, match=r"expected offset 0 next, seen 1 twice"):
         scene.play(act)
+
+
+def test_a_log_that_ends_before_what_was_read_ends_the_worker(scene: Scene) -> None:
+    """It was truncated: nothing of it may be passed over as read already."""
+    scene.show("r1", "r2", "r3", "r4")
+
+    async def act(worker: Worker) -> None:
+        await worker.claim()
+        records = await scene.fetch(Log.IMPRESSIONS, 0, 4)
+        await put(worker, Log.IMPRESSIONS, records, 4)
+        await until(lambda: worker.health()["positions"]["impressions"] == 4)
+        await put(worker, Log.IMPRESSIONS, records[:2], 2)
+        await worker.ownership.failed
+
+    with pytest.raises(
+        StreamError,
+        match=r"impressions partition 0: expected the log to reach at least offset 4, seen .* 2:",
+    ):
+        scene.play(act)
+
+
+def test_a_log_that_was_created_anew_ends_the_worker(scene: Scene) -> None:
+    """The broker itself is asked for the end, so also a fetcher that has died is no excuse."""
+    scene.show("r1", "r2")
+
+    async def act(worker: Worker) -> None:
+        await worker.claim()
+        await put(worker, Log.IMPRESSIONS, await scene.fetch(Log.IMPRESSIONS, 0, 2), 2)
+        await until(lambda: worker.health()["positions"]["impressions"] == 2)
+        await asyncio.to_thread(recreate, scene.connection, scene.topics.impressions)
+        await worker.ownership.watch()
+
+    with pytest.raises(StreamError, match=r"reach at least offset 2, seen its end at 0: .* anew"):
+        scene.play(act)
+
+
+def test_a_log_that_was_created_anew_and_has_grown_again_ends_the_worker(
+    connection: Connection,
+) -> None:
+    """Its end tells nothing, but the record that was read last is another one."""
+    scene, other = Scene(connection), Scene(connection)
+    scene.show("r1", "r2")
+    other.show("a1", "a2", "a3")
+
+    async def act(worker: Worker) -> None:
+        await worker.claim()
+        await put(worker, Log.IMPRESSIONS, await scene.fetch(Log.IMPRESSIONS, 0, 2), 2)
+        await until(lambda: worker.health()["positions"]["impressions"] == 2)
+        await put(worker, Log.IMPRESSIONS, await other.fetch(Log.IMPRESSIONS, 0, 3), 3)
+        await worker.ownership.failed
+
+    with pytest.raises(StreamError, match=r"impressions partition 0: expected at offset 1 the rec"):
+        scene.play(act)
+
+
+def test_trouble_with_kafka_is_told_until_it_is_over(tmp_path: Path) -> None:
+    """The broker goes and comes back; the worker stays."""
+    broker = LocalBroker(tmp_path / "kafka", start_timeout_s=120.0)
+    scene = Scene(Connection(broker.up().bootstrap_servers, client_id="grade-test"))
+
+    async def act(worker: Worker) -> None:
+        ownership = worker.ownership
+        await worker.claim()
+        watch = asyncio.create_task(ownership.watch())
+        await asyncio.to_thread(broker.down)
+        await until(lambda: ownership.kafka_trouble != "", 40.0)
+        assert "expected offsets of the join's topics" in ownership.kafka_trouble
+        await asyncio.to_thread(broker.up)
+        await until(lambda: ownership.kafka_trouble == "", 60.0)
+        watch.cancel()
+
+    try:
+        scene.play(act)
+    finally:
+        broker.down()
 
 
 def test_impressions_pause_while_many_groups_are_open(connection: Connection) -> None:

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as reference_murmur2
 
-from stream.codec import TICK_HEADER, TICK_VALUE, encode, is_tick, murmur2, partition_for
+from stream.codec import (
+    TICK_HEADER,
+    TICK_VALUE,
+    encode,
+    has_tick_header,
+    is_tick,
+    murmur2,
+    partition_for,
+)
 from stream.connection import Connection, open_producer
 from stream.topics import Topics
 
@@ -55,6 +63,13 @@ def test_ticks_have_the_header_and_no_value() -> None:
     assert not is_tick([], TICK_VALUE)
     assert not is_tick([("other", b"")], None)
     assert not is_tick([TICK_HEADER], b"value")
+
+
+def test_what_has_the_ticks_header_says_that_it_is_one_whatever_its_value() -> None:
+    assert has_tick_header([("other", b"x"), TICK_HEADER])
+    assert has_tick_header([("grade-tick", None)])
+    assert not has_tick_header([("other", b"")])
+    assert not has_tick_header([])
 
 
 def test_equal_messages_are_equal_bytes() -> None:

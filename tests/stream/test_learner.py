@@ -15,16 +15,17 @@ import pytest
 from grade.v1.parameters_pb2 import ParameterSnapshot, Version
 from grade.v1.reward_group_pb2 import JoinRecord
 
+from policy import checkpoint
 from policy.errors import BoundaryError, GradeError, LedgerGap, SettingsError, StreamError
 from stream.broker import LocalBroker
 from stream.codec import encode
 from stream.connection import Connection
 from stream.join import Kind
 from stream.learner import Learner, LearnerSettings
-from stream.logs import Log, LogRecord, read_logs
+from stream.logs import Log, read_logs
 from stream.parameters import VersionId, parse_snapshot_key, snapshot_key, summarise
 from stream.topics import Topics, create
-from stream.version_chain import Learned
+from stream.version_chain import Learned, VersionChain
 from tests.kafka import Produced, await_until, create_fresh, fresh_plan, produce, read_topic
 from tests.stream import learner_world as world
 from tests.stream.learner_world import SCHEMA, TRAINER
@@ -121,6 +122,11 @@ def publish(connection: Connection, topics: Topics, versions: Sequence[Learned])
         produce(connection, topic, [Produced(each.value, each.key) for each in log.records])
 
 
+def checkpoints(folder: Path, suffix: str) -> list[int]:
+    """Versions of the files of a suffix."""
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob(f"*{suffix}"))
+
+
 def found_versions(connection: Connection, topics: Topics) -> list[bytes]:
     return [record.value for record in read_topic(connection, topics.versions)]
 
@@ -170,7 +176,7 @@ def test_a_learner_that_is_stopped_goes_on_where_it_was(
     assert_published(connection, topics, expected)
 
 
-@pytest.mark.parametrize("published", [-1, -3, 0])
+@pytest.mark.parametrize(("published", "ahead"), [(-1, 0), (-3, 2), (0, 5)])
 def test_topics_that_are_behind_the_checkpoint_are_completed(
     connection: Connection,
     topics: Topics,
@@ -178,6 +184,7 @@ def test_topics_that_are_behind_the_checkpoint_are_completed(
     expected: list[Learned],
     tmp_path: Path,
     published: int,
+    ahead: int,
 ) -> None:
     """As after a crash between checkpoint and publishing, a longer outage, or topics made anew."""
     write_groups(connection, topics, groups)
@@ -190,6 +197,33 @@ def test_topics_that_are_behind_the_checkpoint_are_completed(
         learner.await_version(len(expected))
         await_until(lambda: len(read_topic(connection, behind.parameters)) == len(expected))
     assert_published(connection, behind, expected)
+    last = len(expected)
+    assert checkpoints(tmp_path, ".ckpt") == [*range(last - 4, last + 1)]
+    assert checkpoints(tmp_path, ".ahead") == [*range(last - ahead + 1, last + 1)]
+
+
+def test_one_kept_checkpoint_is_not_lost_before_its_successor_is_published(
+    connection: Connection, topics: Topics, groups: list[Log], tmp_path: Path
+) -> None:
+    write_groups(connection, topics, groups)
+    with running(connection, topics, replace(settings(tmp_path), keep_checkpoints=1)) as learner:
+        await_until(lambda: (learner.learner.health()["version"] or 0) >= 3)
+    assert len(checkpoints(tmp_path, ".ckpt")) == 2
+
+
+def test_a_checkpoint_of_another_log_publishes_nothing(
+    connection: Connection, topics: Topics, groups: list[Log], tmp_path: Path
+) -> None:
+    """Its version would be the topics' next, but its positions lie beyond their ends."""
+    chain = VersionChain(SCHEMA, TRAINER, PARTITIONS, world.SLOT_MS)
+    for partition, log in enumerate(groups):
+        for record in log.records:
+            chain.read(partition, record.value, position=record.offset)
+    next(chain.learn())
+    checkpoint.write(tmp_path, *chain.state(), keep=1)
+    with pytest.raises(StreamError, match="another topic than the checkpoint's"):
+        Running(connection, topics, settings(tmp_path)).start().wait()
+    assert_published(connection, topics, [])
 
 
 def test_lineage_without_its_snapshot_is_completed(
@@ -355,8 +389,9 @@ def test_only_the_last_snapshots_stay(
     with running(connection, topics, few) as learner:
         learner.await_version(len(expected))
     last = len(expected)
-    (log,) = read_logs(connection, [topics.parameters])[topics.parameters]
-    published = summarise("example", [], log.records)
+    logs = read_logs(connection, [topics.parameters, topics.versions])
+    (log,), (lineage,) = logs.values()
+    published = summarise("example", lineage.records, log.records)
     assert list(published.live) == [VersionId(1, each) for each in range(last - 2, last + 1)]
     dead = [parse_snapshot_key(each.key, "example") for each in log.records if each.value is None]
     assert dead == [VersionId(1, each) for each in range(1, last - 2)]
@@ -451,17 +486,3 @@ def test_kafka_may_go_away_and_come_back(
         assert list(dict.fromkeys(versions)) == [encode(each.version) for each in expected]
     finally:
         broker.down()
-
-
-def test_two_different_records_of_one_version_are_refused() -> None:
-    version = Version(policy="example", epoch=1, version=4)
-    records = [
-        LogRecord(0, 0, b"example", encode(version)),
-        LogRecord(1, 0, b"example", encode(version)),
-        LogRecord(2, 0, b"another", b"whatever"),
-    ]
-    assert summarise("example", records, []).last_version == VersionId(1, 4)
-    version.groups = 1
-    records.append(LogRecord(3, 0, b"example", encode(version)))
-    with pytest.raises(StreamError, match="versions offset 3: expected version 4 of epoch 1 as it"):
-        summarise("example", records, [])

@@ -10,7 +10,8 @@ from grade.v1.refused_pb2 import Refused
 from grade.v1.reward_group_pb2 import JoinRecord
 
 from policy.errors import RetentionLost
-from stream.codec import encode
+from stream.codec import TICK_HEADER, encode
+from stream.join import Kind
 from stream.logs import Log
 from stream.reconcile import Content, ReconcileReport, reconcile
 from tests.stream import learner_world as world
@@ -76,6 +77,31 @@ def test_every_record_read_has_exactly_one_fate(sound: Content) -> None:
                 + fates.ticks
                 + fates.open
             )
+
+
+def test_a_tick_with_a_value_is_a_dead_letter_here_as_in_the_join(sound: Content) -> None:
+    """Its value would be a valid impression: the header alone says that it is none."""
+    log = sound.impressions[0]
+    at = next(at for at, each in enumerate(log.records) if (each.key or b"").startswith(b"request"))
+    impressions = put(sound.impressions, 0, changed(log, at, headers=[TICK_HEADER]))
+    outputs = world.join_logs(impressions, list(sound.conversions))
+    versions, parameters = world.published_logs(world.learn_logs(outputs[Kind.REWARD_GROUPS]))
+    report = check(
+        replace(
+            sound,
+            impressions=impressions,
+            reward_groups=outputs[Kind.REWARD_GROUPS],
+            late=outputs[Kind.LATE],
+            orphans=outputs[Kind.ORPHANS],
+            dead_letters=outputs[Kind.DEAD_LETTERS],
+            versions=versions,
+            parameters=parameters,
+        )
+    )
+    assert [str(each) for each in report.differences] == []
+    assert report.ok
+    assert report.impressions.ticks == check(sound).impressions.ticks
+    assert report.impressions.dead_letters == check(sound).impressions.dead_letters + 1
 
 
 def test_repeats_of_an_old_owner_change_nothing(sound: Content) -> None:
@@ -314,5 +340,20 @@ def test_inputs_that_retention_took_are_named_and_not_guessed(sound: Content) ->
     content = replace(
         sound, impressions=put(sound.impressions, 0, Log(5, log.end, log.records[5:]))
     )
-    with pytest.raises(RetentionLost, match="5"):
+    with pytest.raises(
+        RetentionLost,
+        match=r"partition 0 cannot be checked before offset 5 of the impressions .*5 rec",
+    ):
         check(content)
+
+
+def test_outputs_that_retention_took_are_no_difference(sound: Content) -> None:
+    """The start record may be gone with the groups behind it, or with all of them."""
+    log = sound.reward_groups[1]
+    for left in (log.records[3:], []):
+        head = left[0].offset if left else log.end
+        cut = replace(sound, reward_groups=put(sound.reward_groups, 1, Log(head, log.end, left)))
+        with pytest.raises(
+            RetentionLost, match=rf"partition 1 cannot be checked before offset {head} of {GROUPS}"
+        ):
+            check(cut)

@@ -7,7 +7,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from policy.errors import TopicError
 from stream.connection import Connection, open_admin
-from stream.topics import DAY_MS, TopicPlan, Topics, TopicSpec, check, create
+from stream.topics import DAY_MS, OUTPUT_BYTES, TopicPlan, Topics, TopicSpec, check, create
 from tests.kafka import Produced, create_fresh, fresh_plan, produce, read_topic
 
 INPUTS_KEPT_MS = 4 * 5_000 + 2 * 1_000 + 7 * DAY_MS
@@ -64,6 +64,11 @@ def test_created_topics_are_as_the_design_says(connection: Connection) -> None:
         assert config[name]["message.timestamp.type"] == "LogAppendTime", name
         policy = "compact" if name == topics.parameters else "delete"
         assert config[name]["cleanup.policy"] == policy, name
+    compacted = config[topics.parameters]
+    assert compacted["segment.bytes"] == str(16 * 1024 * 1024)
+    assert compacted["segment.ms"] == str(10 * 60 * 1000)
+    assert compacted["delete.retention.ms"] == str(60 * 1000)
+    assert compacted["min.cleanable.dirty.ratio"] == "0.1"
     for name in topics.inputs:
         assert int(config[name]["retention.ms"]) == INPUTS_KEPT_MS
     assert int(config[topics.reward_groups]["retention.ms"]) > INPUTS_KEPT_MS + 5_000
@@ -195,6 +200,13 @@ def test_groups_must_outlive_inputs_that_are_kept_longer_than_needed(
         f"{plan.topics.reward_groups}: retention.ms: expected -1, as the inputs are kept, "
         f"seen {kept}"
     )
+
+
+def test_the_largest_snapshot_fits_into_a_segment(connection: Connection) -> None:
+    topics = create_fresh(connection)
+    largest = bytes(OUTPUT_BYTES - 1024)
+    produce(connection, topics.parameters, [Produced(largest, b"example/1/1")])
+    assert [record.value for record in read_topic(connection, topics.parameters)] == [largest]
 
 
 def test_longer_retention_than_needed_will_do(connection: Connection) -> None:

@@ -237,6 +237,11 @@ def test_a_broken_impression(
             "decision.features[2]",
         ),
         (
+            lambda d: d.features.__setitem__(1, -3e38),
+            Reason.REASON_OUT_OF_RANGE,
+            "decision.features[1]: expected -1e+09 to 1e+09, seen -3e+38",
+        ),
+        (
             lambda d: d.weights.pop(),
             Reason.REASON_WRONG_DIMENSION,
             "decision.weights: expected a multiple of 3, seen 5",

@@ -224,6 +224,10 @@ def test_an_incomplete_state_is_refused(groups: list[Log]) -> None:
             VersionChain.restore(*arguments, ChainState(fewer, metadata))
     with pytest.raises(CheckpointRefused):
         VersionChain.restore(*arguments, ChainState(tensors, metadata | {"ledger": "[1]"}))
+    for name in ("published.version", "published.snapshot"):
+        broken = tensors | {name: np.full(9, 0xFF, dtype=np.uint8)}
+        with pytest.raises(CheckpointRefused, match="DecodeError"):
+            VersionChain.restore(*arguments, ChainState(broken, metadata))
 
 
 def test_records_of_another_policy_are_refused(groups: list[Log]) -> None:

@@ -35,11 +35,13 @@ class Context(_message.Message):
     that follows from it. Set by the ranking tier.
     """
     unit_id: _builtins.str
-    """The unit that keeps its arm for ever (a user, a device). Set by the ranking tier."""
+    """The unit that keeps its arm for ever (a user, a device), at most 128 bytes. Set by the ranking
+    tier.
+    """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """[feature] in the order of the policy's schema, in the schema's units, finite. Set by the
-        ranking tier.
+        """[feature] in the order of the policy's schema, in the schema's units, finite and at
+        most 1e9 in size. Set by the ranking tier.
         """
 
     def __init__(

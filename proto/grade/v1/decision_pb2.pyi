@@ -100,7 +100,9 @@ class Decision(_message.Message):
     unit_id: _builtins.str
     """The unit of the request. Set by the policy server, from the context."""
     epoch: _builtins.int
-    """Epoch of the policy version that decided; a rollback starts a new one. Set by the policy server."""
+    """Epoch of the policy version that decided: 0 is the declared baseline, learners start at 1, a
+    rollback starts a new one. Set by the policy server.
+    """
     version: _builtins.int
     """Policy version that decided, counted within its epoch; 0 is the declared baseline. Set by the
     policy server.

@@ -62,7 +62,8 @@ class Impression(_message.Message):
     @_builtins.property
     def unshown_scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """[candidate, objective] row-major: predicted signals of a sample of the candidates that were not
-        shown; may be empty. Set by the ranking tier.
+        shown; empty if there were none. Signals are standardised over shown and unshown together, so
+        without them the learner sees other signals than the ranking tier fused. Set by the ranking tier.
         """
 
     def __init__(
