@@ -73,7 +73,7 @@ def up(
             + f"\nlog: {running.log_path}\nCtrl-C stops everything."
         )
         while True:
-            time.sleep(1.0)
+            time.sleep(1.0)  # until a signal
             running.keep_running()
             if broker and not local.status().running:
                 console.print("Kafka has ended; starting it again")

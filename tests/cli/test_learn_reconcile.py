@@ -70,7 +70,7 @@ def write(connection: Connection, topic: str, logs: Sequence[Log]) -> None:
         connection,
         topic,
         [
-            Produced(each.value, each.key, partition, each.timestamp_ms, [*each.headers])  # type: ignore[list-item]
+            Produced(each.value, each.key, partition, each.timestamp_ms, [*each.headers])  # type: ignore[list-item]  # two packages' types
             for partition, log in enumerate(logs)
             for each in log.records
         ],

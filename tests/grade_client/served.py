@@ -33,7 +33,7 @@ class KnownAnswers(PolicyServiceServicer):
         self.described = 0
         self.digest = SCHEMA.digest
 
-    def Sample(self, request: SampleRequest, context: grpc.ServicerContext) -> SampleResponse:  # noqa: N802
+    def Sample(self, request: SampleRequest, context: grpc.ServicerContext) -> SampleResponse:  # noqa: N802 - the RPC
         """Answer, unless the number of features is wrong."""
         asked = request.context
         if len(asked.features) != SCHEMA.n_features:
@@ -48,7 +48,7 @@ class KnownAnswers(PolicyServiceServicer):
             arm=ARM_POLICY,
         )
 
-    def SampleBatch(  # noqa: N802
+    def SampleBatch(  # noqa: N802 - the RPC
         self, request: SampleBatchRequest, context: grpc.ServicerContext
     ) -> SampleBatchResponse:
         """Answer each as `Sample` would."""
@@ -56,7 +56,7 @@ class KnownAnswers(PolicyServiceServicer):
             policy=request.policy, responses=[self.Sample(r, context) for r in request.requests]
         )
 
-    def DescribePolicy(  # noqa: N802
+    def DescribePolicy(  # noqa: N802 - the RPC
         self, request: DescribePolicyRequest, context: grpc.ServicerContext
     ) -> DescribePolicyResponse:
         """Describe the example policy."""

@@ -123,7 +123,7 @@ def test_an_impression_that_does_not_fit_together_is_refused(
 ) -> None:
     with EventProducer(connection, topics, "example") as events:
         with pytest.raises(EventRefused) as refused:
-            events.log_impression(sampled(), *arguments)  # type: ignore[arg-type]
+            events.log_impression(sampled(), *arguments)  # type: ignore[arg-type]  # as given
         assert events.sent == 0
     assert str(refused.value) == complaint
 

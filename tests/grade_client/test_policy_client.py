@@ -72,7 +72,7 @@ def test_a_batch_is_the_same_as_one_by_one(client: PolicyClient) -> None:
 class LargeAnswers(KnownAnswers):
     """Decisions of 5 MiB, more than gRPC takes by default."""
 
-    def Sample(self, request: SampleRequest, context: grpc.ServicerContext) -> SampleResponse:  # noqa: N802
+    def Sample(self, request: SampleRequest, context: grpc.ServicerContext) -> SampleResponse:  # noqa: N802 - the RPC
         """Answer, and say much."""
         answer = super().Sample(request, context)
         answer.decision.payload = bytes(5 << 20)

@@ -45,7 +45,7 @@ def test_steps_are_those_of_the_paper(limit: float) -> None:
         for number, gradient in zip(slow, gradients, strict=True):
             number.step(gradient * min(1, limit / norm))
         adam.zero_grad()
-        quadratic(parameters).backward()  # type: ignore[no-untyped-call]
+        quadratic(parameters).backward()  # type: ignore[no-untyped-call]  # torch
         assert adam.step() == pytest.approx(norm, rel=1e-9)
         ours = [value for parameter in parameters for value in parameter.flatten().tolist()]
         assert ours == pytest.approx([number.value for number in slow], rel=1e-9)
@@ -54,7 +54,7 @@ def test_steps_are_those_of_the_paper(limit: float) -> None:
 def test_a_parameter_without_a_gradient_stays() -> None:
     one, other = started()
     adam = Adam([one, other], 0.1, second_decay=0.99)
-    one.sum().backward()  # type: ignore[no-untyped-call]
+    one.sum().backward()  # type: ignore[no-untyped-call]  # torch
     adam.step()
     torch.testing.assert_close(other, started()[1])
     torch.testing.assert_close(one, started()[0] - 0.1)
@@ -66,7 +66,7 @@ def test_copied_moments_go_on_to_the_same_bits() -> None:
 
     def step(adam: Adam, parameters: list[torch.Tensor]) -> None:
         adam.zero_grad()
-        quadratic(parameters).backward()  # type: ignore[no-untyped-call]
+        quadratic(parameters).backward()  # type: ignore[no-untyped-call]  # torch
         adam.step()
 
     for _ in range(5):

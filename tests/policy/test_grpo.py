@@ -67,7 +67,7 @@ def test_a_constant_added_to_all_rewards_changes_nothing(
 def test_density_equals_torchs_row_by_row_even_for_one_row() -> None:
     alpha, simplex = some_groups()
     rows = zip(alpha, simplex, strict=True)
-    expected = torch.stack([Dirichlet(row).log_prob(points) for row, points in rows])  # type: ignore[no-untyped-call]
+    expected = torch.stack([Dirichlet(row).log_prob(points) for row, points in rows])  # type: ignore[no-untyped-call]  # torch
     torch.testing.assert_close(grpo.log_density(alpha, simplex), expected)
     torch.testing.assert_close(grpo.log_density(alpha[:1], simplex[:1]), expected[:1])
 
@@ -75,7 +75,7 @@ def test_density_equals_torchs_row_by_row_even_for_one_row() -> None:
 def test_the_gradient_of_the_density_is_finite_at_the_least_component() -> None:
     alpha = tensor([[0.01, 0.01, 4.0]]).requires_grad_()
     simplex = tensor([[[1e-6, 1e-6, 1 - 2e-6], [0.3, 0.3, 0.4]]])
-    grpo.log_density(alpha, simplex).sum().backward()  # type: ignore[no-untyped-call]
+    grpo.log_density(alpha, simplex).sum().backward()  # type: ignore[no-untyped-call]  # torch
     assert alpha.grad is not None
     assert alpha.grad.isfinite().all()
 
@@ -105,9 +105,9 @@ def test_at_the_served_policy_the_gradient_is_that_of_reinforce() -> None:
     advantages = grpo.group_advantages(simplex[..., 0], everyone(simplex[..., 0]))
     served = grpo.log_density(alpha, simplex)
     left, right = alpha.clone().requires_grad_(), alpha.clone().requires_grad_()
-    loss_of(left, simplex, served, advantages).backward()  # type: ignore[no-untyped-call]
+    loss_of(left, simplex, served, advantages).backward()  # type: ignore[no-untyped-call]  # torch
     reinforce = -(advantages * grpo.log_density(right, simplex)).mean()
-    reinforce.backward()  # type: ignore[no-untyped-call]
+    reinforce.backward()  # type: ignore[no-untyped-call]  # torch
     assert left.grad is not None
     assert right.grad is not None
     torch.testing.assert_close(left.grad, right.grad)
@@ -118,7 +118,7 @@ def test_a_step_down_the_loss_makes_the_better_members_likelier() -> None:
     advantages = grpo.group_advantages(simplex[..., 1], everyone(simplex[..., 1]))
     served = grpo.log_density(alpha, simplex)
     alpha.requires_grad_()
-    loss_of(alpha, simplex, served, advantages).backward()  # type: ignore[no-untyped-call]
+    loss_of(alpha, simplex, served, advantages).backward()  # type: ignore[no-untyped-call]  # torch
     assert alpha.grad is not None
     moved = (alpha - 1e-3 * alpha.grad).detach()
     assert float((advantages * (grpo.log_density(moved, simplex) - served)).sum()) > 0
@@ -141,7 +141,7 @@ def test_groups_with_equal_rewards_have_no_gradient_and_no_kl_drag(kl_weight: fl
         ratio_cap=10.0,
         kl_weight=kl_weight,
     )
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch
     assert loss.item() == 0.0
     assert alpha.grad is not None
     assert not alpha.grad.any()
@@ -164,7 +164,7 @@ def test_the_kl_term_pulls_informative_groups_to_the_reference() -> None:
         kl_weight=2.0,
     )
     assert loss.item() == pytest.approx(2 * float(grpo.kl(alpha, reference).mean()), abs=1e-5)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch
     assert moving.grad is not None
     nearer = (moving - 1e-3 * moving.grad).detach()
     assert float(grpo.kl(nearer, reference).sum()) < float(grpo.kl(alpha, reference).sum())

@@ -231,7 +231,7 @@ def test_a_digest_that_was_published_stays() -> None:
 def test_schemas_are_frozen() -> None:
     schema: Schema = parse_schema(LEAST)
     with pytest.raises(AttributeError):
-        schema.policy = "q"  # type: ignore[misc]
+        schema.policy = "q"  # type: ignore[misc]  # frozen
 
 
 DIGEST_OF_LEAST = "164aedae29f51bc747a9677909055045d39e2d8ca6c34ae4ad0dd1ecdab73037"
