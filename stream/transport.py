@@ -34,19 +34,23 @@ class BatchConsumer(driver.Consumer):
     logger = logging.getLogger("faust.transport")
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
-        """Fetch once; what arrives during a rebalance is left: all is sought again after it."""
-        fetched, active = await self._wait_next_records(timeout)
+        """Fetch once; what arrives during a rebalance is left: all is sought again after it.
+
+        What was fetched of a partition that has been paused meanwhile is handed on all the same:
+        the position is past it, so it would not come again, and the join takes it. (Faust leaves it
+        out, and a log that then falls silent would never be read to its end.)
+        """
+        fetched, _ = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         for tp, records in (fetched or {}).items():
             if self.should_stop or not self.flow_active:
                 return
             if generation != self.app.consumer_generation_id:
                 return
-            if active is None or tp in active or tp in self._buffered_partitions:
-                end = self.highwater(tp)
-                self.app.monitor.track_tp_end_offset(tp, end)
-                self._read_offset[tp] = None
-                yield tp, self._to_batch_message(tp, records, end)
+            end = self.highwater(tp)
+            self.app.monitor.track_tp_end_offset(tp, end)
+            self._read_offset[tp] = None
+            yield tp, self._to_batch_message(tp, records, end)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Where to begin after an assignment: Faust asks here, the app answers."""
