@@ -244,13 +244,14 @@ def _watch(
 
 def _line(picture: Picture) -> str:
     traffic = picture.traffic
-    curve = [point["recovered"] for point in traffic.get("curve", []) if point["recovered"]]
+    curve = [point["recovered"] for point in traffic.get("curve", [])]
+    known = [value for value in curve if value is not None]
     return (
         f"{traffic.get('elapsed_s', 0.0):5.0f} s  requests {traffic.get('decisions', 0):,}  "
         f"groups {picture.groups:,}  versions {picture.versions_published:,} published "
         f"{picture.versions_served:,} served  "
         f"close → served p99 {number(picture.close_to_served_p99_ms, ' ms')}  "
-        f"recovered {curve[-1] if curve else math.nan:.2f}"
+        f"recovered {number(known[-1] if known else None, digits=2)}"
     )
 
 

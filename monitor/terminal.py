@@ -51,13 +51,14 @@ def draw(picture: Picture, objectives: Sequence[str], title: str) -> RenderableT
     )
 
 
-def number(value: float, unit: str = "", digits: int = 0) -> str:
+def number(value: float | None, unit: str = "", digits: int = 0) -> str:
     """A number for people; a dash where there is none.
 
     >>> number(1234.5, " ms"), number(float("nan"))
     ('1,234 ms', '–')
     """
-    return "–" if math.isnan(value) else f"{value:,.{digits}f}{unit}"
+    missing = value is None or math.isnan(value)
+    return "–" if missing else f"{value:,.{digits}f}{unit}"
 
 
 def _health(picture: Picture) -> RenderableType:
@@ -120,6 +121,6 @@ def _value(picture: Picture, objectives: Sequence[str]) -> list[RenderableType]:
     line.append(f"now {known[-1]:.2f}" if known else "not yet", style="bold")
     static = picture.traffic.get("value", {}).get("static_recovered")
     if static is not None:
-        line.append(f"  best static {static:.2f}", style="dim")
+        line.append(f" · best static {static:.2f}", style="dim")
     parts.append(line)
     return parts
