@@ -219,7 +219,7 @@ class LocalBroker:
                     return
             if time.monotonic() > deadline:
                 raise BrokerError(self._failure(f"seen no answer in {self._start_timeout_s:g} s"))
-            time.sleep(0.05)
+            time.sleep(0.05)  # polling the broker
 
     def _failure(self, seen: str) -> str:
         text = self.log_file.read_text(encoding="utf-8", errors="replace")
@@ -246,7 +246,7 @@ class LocalBroker:
                 return True
             if child is None and not self._is_ours(pid) and not _is_ending(pid):
                 return True
-            time.sleep(0.02)
+            time.sleep(0.02)  # polling a process
         return False
 
     def _is_ours(self, pid: int) -> bool:

@@ -219,7 +219,7 @@ def _await_listener(connection: Connection) -> None:
                 seen = str(error)
         if time.monotonic() >= deadline:
             raise KafkaUnreachable(_nobody(connection, seen))
-        time.sleep(0.05)
+        time.sleep(0.05)  # polling a port
 
 
 def _nobody(connection: Connection, seen: str) -> str:

@@ -86,4 +86,4 @@ def await_until(
         if value:
             return value
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
-        time.sleep(0.02)
+        time.sleep(0.02)  # polling a condition
