@@ -30,7 +30,7 @@ from evaluation.in_memory import MemoryLoop
 from grade_client import blend
 from policy.fusion import rank
 from policy.schema import load_schema
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from simulator.marketplace import POLICY, Marketplace, MarketplaceSettings
 from simulator.truth import Truth, rounded
 

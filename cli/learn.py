@@ -4,28 +4,11 @@ import signal
 
 from cli.admin import AdminServer
 from cli.settings import Settings, load_settings
+from cli.wiring import trainer_settings
 from policy.schema import load_schema
-from policy.trainer import TrainerSettings
 from stream.connection import Connection
 from stream.learner import Learner, LearnerSettings
 from stream.topics import Topics
-
-
-def trainer_settings(settings: Settings) -> TrainerSettings:
-    """How to learn, from the settings."""
-    return TrainerSettings(
-        seed=settings.learn_seed,
-        static_rate=settings.learn_static_rate,
-        contextual_rate=settings.learn_contextual_rate,
-        served_epochs=settings.learn_served_epochs,
-        epsilon=settings.learn_epsilon,
-        ratio_cap=settings.learn_ratio_cap,
-        kl_weight=settings.learn_kl_weight,
-        fresh_steps=settings.learn_fresh_steps,
-        replay_steps=settings.learn_replay_steps,
-        average=settings.learn_average,
-        format_weight=settings.learn_format_weight,
-    )
 
 
 def learner_settings(settings: Settings) -> LearnerSettings:

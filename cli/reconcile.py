@@ -7,9 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.learn import trainer_settings
 from cli.settings import Settings, load_settings
-from cli.wiring import join_settings, topic_plan
+from cli.wiring import join_settings, topic_plan, trainer_settings
 from policy.errors import RetentionLost
 from policy.schema import Schema, load_schema
 from stream.connection import Connection

@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cli.learn import trainer_settings
 from cli.settings import Settings, load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, free_ports, process_plans, wait_until_healthy
-from cli.wiring import join_settings, topic_plan
+from cli.wiring import join_settings, topic_plan, trainer_settings
 from evaluation.data_folder import DataFolder, read_data_folder
 from evaluation.in_memory import MemoryLoop
 from evaluation.replay import Served, Slot, Way, first_difference, play, second_half_ndcg, slots_of

@@ -1,8 +1,12 @@
 """What the settings and the policy's schema mean for the parts, said once for all verbs."""
 
+from dataclasses import asdict
+from typing import Any
+
 from cli.settings import Settings
 from policy.errors import SettingsError
 from policy.schema import Schema
+from policy.trainer_settings import LEARNER_COMPUTATION, TrainerSettings
 from stream.connection import Connection
 from stream.join import JoinSettings
 from stream.topics import TopicPlan, Topics
@@ -44,3 +48,30 @@ def local_broker_port(settings: Settings) -> int:
             f"seen {settings.bootstrap_servers!r}"
         )
     return addresses[0][1]
+
+
+def trainer_settings(settings: Settings) -> TrainerSettings:
+    """How to learn."""
+    return TrainerSettings(
+        seed=settings.learn_seed,
+        static_rate=settings.learn_static_rate,
+        contextual_rate=settings.learn_contextual_rate,
+        served_epochs=settings.learn_served_epochs,
+        epsilon=settings.learn_epsilon,
+        ratio_cap=settings.learn_ratio_cap,
+        kl_weight=settings.learn_kl_weight,
+        fresh_steps=settings.learn_fresh_steps,
+        replay_steps=settings.learn_replay_steps,
+        average=settings.learn_average,
+        format_weight=settings.learn_format_weight,
+    )
+
+
+def generation_settings(settings: Settings) -> dict[str, Any]:
+    """Every setting beside the schema that decides what join and learner write, by name."""
+    return {
+        "join_max_record_bytes": JoinSettings(1, 0, 1).max_record_bytes,
+        "learn_computation": LEARNER_COMPUTATION,
+        "learn_slot_ms": settings.learn_slot_ms,
+        **{f"learn_{name}": value for name, value in asdict(trainer_settings(settings)).items()},
+    }

@@ -16,7 +16,7 @@ from grade.v1.parameters_pb2 import ParameterSnapshot, Version
 from grade.v1.policy_service_pb2 import SampleResponse
 
 from policy.schema import Schema
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from serving.engine import Engine
 from stream.codec import TICK_VALUE, encode, partition_for
 from stream.join import Cursor, JoinSettings, Kind, Log, Output, PartitionJoin, Record

@@ -12,6 +12,9 @@ TICK_HEADER: Final[tuple[str, bytes]] = ("grade-tick", b"")
 TICK_VALUE: Final[bytes] = b""
 """Value of a tick."""
 
+BOUNDARY_HEADER: Final[tuple[str, bytes]] = ("grade-boundary", b"")
+"""Header of a boundary: an input record whose value is the Generation that begins there."""
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIER = 0x5BD1E995
 _SEED = 0x9747B28C

@@ -25,7 +25,7 @@ from kafka.errors import (
 from policy import checkpoint
 from policy.errors import CheckpointRefused, RetentionLost, SettingsError, StreamError
 from policy.schema import Schema
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from stream import learner_metrics as metrics
 from stream.connection import (
     Connection,

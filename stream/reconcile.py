@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from policy.schema import Schema
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from stream.connection import Connection
 from stream.differences import Difference
 from stream.join import JoinSettings, Kind

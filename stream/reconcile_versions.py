@@ -15,7 +15,7 @@ from grade.v1.reward_group_pb2 import JoinRecord, RewardGroup
 
 from policy.errors import LedgerGap, StreamError
 from policy.schema import Schema
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from stream.codec import encode
 from stream.differences import Difference, first_difference, shown
 from stream.logs import Log, LogRecord

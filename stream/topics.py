@@ -100,6 +100,11 @@ class Topics:
         return self._name("releases")
 
     @property
+    def generations(self) -> str:
+        """What join and learner go by, and since when; key policy."""
+        return self._name("generations")
+
+    @property
     def inputs(self) -> tuple[str, str]:
         """The two topics that are joined."""
         return self.impressions, self.conversions
@@ -119,6 +124,7 @@ class Topics:
             self.parameters,
             self.versions,
             self.releases,
+            self.generations,
         )
 
     def _name(self, subject: str) -> str:
@@ -163,7 +169,9 @@ class TopicPlan:
         groups = TopicSpec(topics.reward_groups, self.partitions, longer)
         refused = [TopicSpec(name, self.partitions, long) for name in topics.refused]
         lineage = [TopicSpec(name, 1, long) for name in (topics.versions, topics.releases)]
-        return (*inputs, groups, *refused, TopicSpec(topics.parameters, 1, None), *lineage)
+        generations = TopicSpec(topics.generations, 1, UNLIMITED)
+        parameters = TopicSpec(topics.parameters, 1, None)
+        return (*inputs, groups, *refused, parameters, *lineage, generations)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from safetensors.numpy import save
 from policy.checkpoint import digest
 from policy.errors import BoundaryError, CheckpointRefused
 from policy.schema import Schema
-from policy.trainer import StepReport, Trainer, TrainerSettings
+from policy.trainer import StepReport, Trainer
+from policy.trainer_settings import TrainerSettings
 from stream.codec import encode
 from stream.slots import Boundary, SlotCutter
 

@@ -74,6 +74,8 @@ def test_every_message_of_a_topic_or_rpc_names_its_policy(files: FileDescriptorS
         "JoinedConversion",
         "Rewards",
         "JoinRecord",
+        "Loss",
+        "Setting",
         "Ledger",
         "SampleRequest",  # its context names it
     }

@@ -15,7 +15,7 @@ import pytest
 from grade.v1.reward_group_pb2 import JoinRecord
 
 from cli.system import free_ports
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from stream.codec import encode
 from stream.connection import Connection
 from stream.logs import Log

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.learn import trainer_settings
 from cli.settings import Settings, environment_of, load_settings, source_of
+from cli.wiring import trainer_settings
 from policy.errors import SettingsError
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from evaluation.replay import Served, first_difference, play, second_half_ndcg, 
 from evaluation.through_memory import ThroughMemory
 from evaluation.yardsticks import lists_of, ndcg_of_weights
 from policy.schema import Schema
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from tests.evaluation.folders import (
     HOUR_MS,
     REQUESTS,

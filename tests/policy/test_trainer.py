@@ -12,7 +12,8 @@ from policy.checkpoint import digest
 from policy.errors import CheckpointRefused
 from policy.initial import initial_parameters, parameter_shapes
 from policy.schema import Schema
-from policy.trainer import StepReport, Trainer, TrainerSettings
+from policy.trainer import StepReport, Trainer
+from policy.trainer_settings import TrainerSettings
 from serving.snapshot import load_policy
 from tests.policy.forward import forward_batch
 from tests.policy.groups import click, make_group, make_impression, make_schema, order

@@ -16,7 +16,7 @@ from grade.v1.impression_pb2 import Impression
 from policy.dirichlet import log_density, sample_weights
 from policy.fusion import arm
 from policy.schema import Schema, load_schema
-from policy.trainer import TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from stream.codec import TICK_HEADER, TICK_VALUE, encode, partition_for
 from stream.join import Cursor, JoinSettings, Kind, PartitionJoin, Record
 from stream.join import Log as Side

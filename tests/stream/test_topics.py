@@ -45,6 +45,7 @@ def test_names_follow_the_design() -> None:
         "grade.parameters.v1",
         "grade.versions.v1",
         "grade.releases.v1",
+        "grade.generations.v1",
     )
 
 
@@ -58,7 +59,7 @@ def test_created_topics_are_as_the_design_says(connection: Connection) -> None:
             for topic in admin.describe_topics(list(plan.topics.all))
         }
     topics = plan.topics
-    one = {topics.parameters, topics.versions, topics.releases}
+    one = {topics.parameters, topics.versions, topics.releases, topics.generations}
     assert partitions == {name: 1 if name in one else 3 for name in topics.all}
     for name in topics.all:
         assert config[name]["message.timestamp.type"] == "LogAppendTime", name

@@ -33,6 +33,8 @@ class ParameterSnapshot(_message.Message):
     PARAMETERS_SHA256_FIELD_NUMBER: _builtins.int
     SLOT_FIELD_NUMBER: _builtins.int
     SLOT_MS_FIELD_NUMBER: _builtins.int
+    PARENT_EPOCH_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy. Set by the learner."""
     epoch: _builtins.int
@@ -48,9 +50,15 @@ class ParameterSnapshot(_message.Message):
     parameters_sha256: _builtins.bytes
     """sha256 of `parameters`. Set by the learner."""
     slot: _builtins.int
-    """Last slot of log time that it learned from. Set by the learner."""
+    """Last slot of log time that it learned from; -1 if it was taken over, not learned. Set by the
+    learner.
+    """
     slot_ms: _builtins.int
     """Length of a slot in milliseconds. Set by the learner."""
+    parent_epoch: _builtins.int
+    """Epoch of `parent`. Set by the learner."""
+    generation: _builtins.int
+    """Generation that it belongs to. Set by the learner."""
     def __init__(
         self,
         *,
@@ -63,10 +71,12 @@ class ParameterSnapshot(_message.Message):
         parameters_sha256: _builtins.bytes = ...,
         slot: _builtins.int = ...,
         slot_ms: _builtins.int = ...,
+        parent_epoch: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "parameters", b"parameters", "parameters_sha256", b"parameters_sha256", "parent", b"parent", "policy", b"policy", "schema_digest", b"schema_digest", "slot", b"slot", "slot_ms", b"slot_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "generation", b"generation", "parameters", b"parameters", "parameters_sha256", b"parameters_sha256", "parent", b"parent", "parent_epoch", b"parent_epoch", "policy", b"policy", "schema_digest", b"schema_digest", "slot", b"slot", "slot_ms", b"slot_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,6 +132,8 @@ class Version(_message.Message):
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
     MEAN_WEIGHTS_FIELD_NUMBER: _builtins.int
+    PARENT_EPOCH_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy."""
     epoch: _builtins.int
@@ -131,7 +143,7 @@ class Version(_message.Message):
     parent: _builtins.int
     """Version that it was learned from."""
     slot: _builtins.int
-    """Last slot of log time that it learned from."""
+    """Last slot of log time that it learned from; -1 if it was taken over, not learned."""
     slot_ms: _builtins.int
     """Length of a slot in milliseconds."""
     state_sha256: _builtins.bytes
@@ -154,6 +166,10 @@ class Version(_message.Message):
     """Norm of the gradient before clipping."""
     gate: _builtins.float
     """Share of the contextual part in the served mean, in [0, 1]."""
+    parent_epoch: _builtins.int
+    """Epoch of `parent`."""
+    generation: _builtins.int
+    """Generation that it belongs to."""
     @_builtins.property
     def ledger(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ledger]:
         """[partition] in rising order."""
@@ -183,10 +199,12 @@ class Version(_message.Message):
         gradient_norm: _builtins.float = ...,
         gate: _builtins.float = ...,
         mean_weights: _abc.Iterable[_builtins.float] | None = ...,
+        parent_epoch: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_fraction", b"clip_fraction", "concentration", b"concentration", "epoch", b"epoch", "gate", b"gate", "gradient_norm", b"gradient_norm", "groups", b"groups", "informative_groups", b"informative_groups", "kl", b"kl", "ledger", b"ledger", "mean_weights", b"mean_weights", "parameters_sha256", b"parameters_sha256", "parent", b"parent", "policy", b"policy", "reward", b"reward", "slot", b"slot", "slot_ms", b"slot_ms", "state_sha256", b"state_sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_fraction", b"clip_fraction", "concentration", b"concentration", "epoch", b"epoch", "gate", b"gate", "generation", b"generation", "gradient_norm", b"gradient_norm", "groups", b"groups", "informative_groups", b"informative_groups", "kl", b"kl", "ledger", b"ledger", "mean_weights", b"mean_weights", "parameters_sha256", b"parameters_sha256", "parent", b"parent", "parent_epoch", b"parent_epoch", "policy", b"policy", "reward", b"reward", "slot", b"slot", "slot_ms", b"slot_ms", "state_sha256", b"state_sha256", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,32 +23,37 @@ _sym_db = _symbol_database.Default()
 
 
 from grade.v1 import conversion_pb2 as grade_dot_v1_dot_conversion__pb2
+from grade.v1 import generation_pb2 as grade_dot_v1_dot_generation__pb2
 from grade.v1 import impression_pb2 as grade_dot_v1_dot_impression__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgrade/v1/reward_group.proto\x12\x08grade.v1\x1a\x19grade/v1/conversion.proto\x1a\x19grade/v1/impression.proto\">\n\x06\x43ursor\x12\x19\n\x11impression_offset\x18\x01 \x01(\x03\x12\x19\n\x11\x63onversion_offset\x18\x02 \x01(\x03\"\x9f\x02\n\x06\x43ounts\x12\x1b\n\x13impressions_grouped\x18\x01 \x01(\x04\x12\x1d\n\x15impressions_duplicate\x18\x02 \x01(\x04\x12\x18\n\x10impressions_dead\x18\x03 \x01(\x04\x12\x19\n\x11impressions_ticks\x18\x04 \x01(\x04\x12\x1a\n\x12\x63onversions_joined\x18\x05 \x01(\x04\x12\x18\n\x10\x63onversions_late\x18\x06 \x01(\x04\x12\x1a\n\x12\x63onversions_orphan\x18\x07 \x01(\x04\x12\x1d\n\x15\x63onversions_duplicate\x18\x08 \x01(\x04\x12\x18\n\x10\x63onversions_dead\x18\t \x01(\x04\x12\x19\n\x11\x63onversions_ticks\x18\n \x01(\x04\"\xd7\x01\n\x08Standing\x12\x13\n\x0b\x66rontier_ms\x18\x01 \x01(\x03\x12\x0c\n\x04prev\x18\x02 \x01(\x03\x12\x1e\n\x04\x64one\x18\x03 \x01(\x0b\x32\x10.grade.v1.Cursor\x12 \n\x06rewind\x18\x04 \x01(\x0b\x32\x10.grade.v1.Cursor\x12!\n\x19rewind_impression_time_ms\x18\x05 \x01(\x03\x12!\n\x19rewind_conversion_time_ms\x18\x06 \x01(\x03\x12 \n\x06\x63ounts\x18\x07 \x01(\x0b\x32\x10.grade.v1.Counts\"]\n\x10JoinedConversion\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0f\n\x07time_ms\x18\x02 \x01(\x03\x12(\n\nconversion\x18\x03 \x01(\x0b\x32\x14.grade.v1.Conversion\"\\\n\x07Rewards\x12\x11\n\tposterior\x18\x01 \x03(\x01\x12\r\n\x05ideal\x18\x02 \x01(\x01\x12\r\n\x05prior\x18\x03 \x03(\x01\x12\x0e\n\x06\x66ormat\x18\x04 \x03(\x01\x12\x10\n\x08realised\x18\x05 \x01(\x01\"\xb3\x02\n\x0bRewardGroup\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x1a\n\x12impression_time_ms\x18\x03 \x01(\x03\x12\x15\n\rclose_time_ms\x18\x04 \x01(\x03\x12$\n\x08standing\x18\x05 \x01(\x0b\x32\x12.grade.v1.Standing\x12(\n\nimpression\x18\x06 \x01(\x0b\x32\x14.grade.v1.Impression\x12/\n\x0b\x63onversions\x18\x07 \x03(\x0b\x32\x1a.grade.v1.JoinedConversion\x12\"\n\x07rewards\x18\x08 \x01(\x0b\x32\x11.grade.v1.Rewards\x12\x17\n\x0fsettings_digest\x18\t \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\n \x01(\r\"\x85\x01\n\x08Progress\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12$\n\x08standing\x18\x02 \x01(\x0b\x32\x12.grade.v1.Standing\x12\x15\n\rclose_time_ms\x18\x03 \x01(\x03\x12\x17\n\x0fsettings_digest\x18\x04 \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\x05 \x01(\r\"e\n\x05Start\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1e\n\x04head\x18\x02 \x01(\x0b\x32\x10.grade.v1.Cursor\x12\x17\n\x0fsettings_digest\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\x04 \x01(\r\"\x86\x01\n\nJoinRecord\x12&\n\x05group\x18\x01 \x01(\x0b\x32\x15.grade.v1.RewardGroupH\x00\x12&\n\x08progress\x18\x02 \x01(\x0b\x32\x12.grade.v1.ProgressH\x00\x12 \n\x05start\x18\x03 \x01(\x0b\x32\x0f.grade.v1.StartH\x00\x42\x06\n\x04kindb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgrade/v1/reward_group.proto\x12\x08grade.v1\x1a\x19grade/v1/conversion.proto\x1a\x19grade/v1/generation.proto\x1a\x19grade/v1/impression.proto\">\n\x06\x43ursor\x12\x19\n\x11impression_offset\x18\x01 \x01(\x03\x12\x19\n\x11\x63onversion_offset\x18\x02 \x01(\x03\"\x9f\x02\n\x06\x43ounts\x12\x1b\n\x13impressions_grouped\x18\x01 \x01(\x04\x12\x1d\n\x15impressions_duplicate\x18\x02 \x01(\x04\x12\x18\n\x10impressions_dead\x18\x03 \x01(\x04\x12\x19\n\x11impressions_ticks\x18\x04 \x01(\x04\x12\x1a\n\x12\x63onversions_joined\x18\x05 \x01(\x04\x12\x18\n\x10\x63onversions_late\x18\x06 \x01(\x04\x12\x1a\n\x12\x63onversions_orphan\x18\x07 \x01(\x04\x12\x1d\n\x15\x63onversions_duplicate\x18\x08 \x01(\x04\x12\x18\n\x10\x63onversions_dead\x18\t \x01(\x04\x12\x19\n\x11\x63onversions_ticks\x18\n \x01(\x04\"\xa3\x02\n\x08Standing\x12\x13\n\x0b\x66rontier_ms\x18\x01 \x01(\x03\x12\x0c\n\x04prev\x18\x02 \x01(\x03\x12\x1e\n\x04\x64one\x18\x03 \x01(\x0b\x32\x10.grade.v1.Cursor\x12 \n\x06rewind\x18\x04 \x01(\x0b\x32\x10.grade.v1.Cursor\x12!\n\x19rewind_impression_time_ms\x18\x05 \x01(\x03\x12!\n\x19rewind_conversion_time_ms\x18\x06 \x01(\x03\x12 \n\x06\x63ounts\x18\x07 \x01(\x0b\x32\x10.grade.v1.Counts\x12$\n\x1crewind_impression_generation\x18\x08 \x01(\r\x12$\n\x1crewind_conversion_generation\x18\t \x01(\r\"]\n\x10JoinedConversion\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0f\n\x07time_ms\x18\x02 \x01(\x03\x12(\n\nconversion\x18\x03 \x01(\x0b\x32\x14.grade.v1.Conversion\"\\\n\x07Rewards\x12\x11\n\tposterior\x18\x01 \x03(\x01\x12\r\n\x05ideal\x18\x02 \x01(\x01\x12\r\n\x05prior\x18\x03 \x03(\x01\x12\x0e\n\x06\x66ormat\x18\x04 \x03(\x01\x12\x10\n\x08realised\x18\x05 \x01(\x01\"\xc7\x02\n\x0bRewardGroup\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x1a\n\x12impression_time_ms\x18\x03 \x01(\x03\x12\x15\n\rclose_time_ms\x18\x04 \x01(\x03\x12$\n\x08standing\x18\x05 \x01(\x0b\x32\x12.grade.v1.Standing\x12(\n\nimpression\x18\x06 \x01(\x0b\x32\x14.grade.v1.Impression\x12/\n\x0b\x63onversions\x18\x07 \x03(\x0b\x32\x1a.grade.v1.JoinedConversion\x12\"\n\x07rewards\x18\x08 \x01(\x0b\x32\x11.grade.v1.Rewards\x12\x17\n\x0fsettings_digest\x18\t \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\n \x01(\r\x12\x12\n\ngeneration\x18\x0b \x01(\r\"\x99\x01\n\x08Progress\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12$\n\x08standing\x18\x02 \x01(\x0b\x32\x12.grade.v1.Standing\x12\x15\n\rclose_time_ms\x18\x03 \x01(\x03\x12\x17\n\x0fsettings_digest\x18\x04 \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\x05 \x01(\r\x12\x12\n\ngeneration\x18\x06 \x01(\r\"\xcd\x01\n\x08\x42oundary\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12$\n\x08standing\x18\x03 \x01(\x0b\x32\x12.grade.v1.Standing\x12\x15\n\rclose_time_ms\x18\x04 \x01(\x03\x12\x17\n\x0fsettings_digest\x18\x05 \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\x06 \x01(\r\x12\x12\n\ngeneration\x18\x07 \x01(\r\x12\"\n\x04next\x18\x08 \x01(\x0b\x32\x14.grade.v1.Generation\">\n\x04Loss\x12\x13\n\x0bimpressions\x18\x01 \x01(\x03\x12\x13\n\x0b\x63onversions\x18\x02 \x01(\x03\x12\x0c\n\x04prev\x18\x03 \x01(\x03\"\x97\x01\n\x05Start\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1e\n\x04head\x18\x02 \x01(\x0b\x32\x10.grade.v1.Cursor\x12\x17\n\x0fsettings_digest\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\x04 \x01(\r\x12\x12\n\ngeneration\x18\x05 \x01(\r\x12\x1c\n\x04loss\x18\x06 \x01(\x0b\x32\x0e.grade.v1.Loss\"\xae\x01\n\nJoinRecord\x12&\n\x05group\x18\x01 \x01(\x0b\x32\x15.grade.v1.RewardGroupH\x00\x12&\n\x08progress\x18\x02 \x01(\x0b\x32\x12.grade.v1.ProgressH\x00\x12 \n\x05start\x18\x03 \x01(\x0b\x32\x0f.grade.v1.StartH\x00\x12&\n\x08\x62oundary\x18\x04 \x01(\x0b\x32\x12.grade.v1.BoundaryH\x00\x42\x06\n\x04kindb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'grade.v1.reward_group_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CURSOR']._serialized_start=95
-  _globals['_CURSOR']._serialized_end=157
-  _globals['_COUNTS']._serialized_start=160
-  _globals['_COUNTS']._serialized_end=447
-  _globals['_STANDING']._serialized_start=450
-  _globals['_STANDING']._serialized_end=665
-  _globals['_JOINEDCONVERSION']._serialized_start=667
-  _globals['_JOINEDCONVERSION']._serialized_end=760
-  _globals['_REWARDS']._serialized_start=762
-  _globals['_REWARDS']._serialized_end=854
-  _globals['_REWARDGROUP']._serialized_start=857
-  _globals['_REWARDGROUP']._serialized_end=1164
-  _globals['_PROGRESS']._serialized_start=1167
-  _globals['_PROGRESS']._serialized_end=1300
-  _globals['_START']._serialized_start=1302
-  _globals['_START']._serialized_end=1403
-  _globals['_JOINRECORD']._serialized_start=1406
-  _globals['_JOINRECORD']._serialized_end=1540
+  _globals['_CURSOR']._serialized_start=122
+  _globals['_CURSOR']._serialized_end=184
+  _globals['_COUNTS']._serialized_start=187
+  _globals['_COUNTS']._serialized_end=474
+  _globals['_STANDING']._serialized_start=477
+  _globals['_STANDING']._serialized_end=768
+  _globals['_JOINEDCONVERSION']._serialized_start=770
+  _globals['_JOINEDCONVERSION']._serialized_end=863
+  _globals['_REWARDS']._serialized_start=865
+  _globals['_REWARDS']._serialized_end=957
+  _globals['_REWARDGROUP']._serialized_start=960
+  _globals['_REWARDGROUP']._serialized_end=1287
+  _globals['_PROGRESS']._serialized_start=1290
+  _globals['_PROGRESS']._serialized_end=1443
+  _globals['_BOUNDARY']._serialized_start=1446
+  _globals['_BOUNDARY']._serialized_end=1651
+  _globals['_LOSS']._serialized_start=1653
+  _globals['_LOSS']._serialized_end=1715
+  _globals['_START']._serialized_start=1718
+  _globals['_START']._serialized_end=1869
+  _globals['_JOINRECORD']._serialized_start=1872
+  _globals['_JOINRECORD']._serialized_end=2046
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from grade.v1 import conversion_pb2 as _conversion_pb2
+from grade.v1 import generation_pb2 as _generation_pb2
 from grade.v1 import impression_pb2 as _impression_pb2
 import builtins as _builtins
 import sys
@@ -71,7 +72,7 @@ class Counts(_message.Message):
     impressions_dead: _builtins.int
     """Impression records that are dead letters."""
     impressions_ticks: _builtins.int
-    """Ticks in the impression log."""
+    """Ticks and boundaries in the impression log."""
     conversions_joined: _builtins.int
     """Conversions that are members of a reward group."""
     conversions_late: _builtins.int
@@ -83,7 +84,7 @@ class Counts(_message.Message):
     conversions_dead: _builtins.int
     """Conversion records that are dead letters."""
     conversions_ticks: _builtins.int
-    """Ticks in the conversion log."""
+    """Ticks and boundaries in the conversion log."""
     def __init__(
         self,
         *,
@@ -119,6 +120,8 @@ class Standing(_message.Message):
     REWIND_IMPRESSION_TIME_MS_FIELD_NUMBER: _builtins.int
     REWIND_CONVERSION_TIME_MS_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    REWIND_IMPRESSION_GENERATION_FIELD_NUMBER: _builtins.int
+    REWIND_CONVERSION_GENERATION_FIELD_NUMBER: _builtins.int
     frontier_ms: _builtins.int
     """Every impression before this log time is decided and written. Milliseconds since 1970 UTC. Set by
     the join.
@@ -133,6 +136,10 @@ class Standing(_message.Message):
     """Log time of the conversion log just before `rewind`, as a check; the smallest int64 if nothing
     lies before. Set by the join.
     """
+    rewind_impression_generation: _builtins.int
+    """Generation that is in force in the impression log at `rewind`. Set by the join."""
+    rewind_conversion_generation: _builtins.int
+    """Generation that is in force in the conversion log at `rewind`. Set by the join."""
     @_builtins.property
     def done(self) -> Global___Cursor:
         """Everything before is decided and written. Set by the join."""
@@ -155,10 +162,12 @@ class Standing(_message.Message):
         rewind_impression_time_ms: _builtins.int = ...,
         rewind_conversion_time_ms: _builtins.int = ...,
         counts: Global___Counts | None = ...,
+        rewind_impression_generation: _builtins.int = ...,
+        rewind_conversion_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "rewind", b"rewind"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "frontier_ms", b"frontier_ms", "prev", b"prev", "rewind", b"rewind", "rewind_conversion_time_ms", b"rewind_conversion_time_ms", "rewind_impression_time_ms", b"rewind_impression_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "frontier_ms", b"frontier_ms", "prev", b"prev", "rewind", b"rewind", "rewind_conversion_generation", b"rewind_conversion_generation", "rewind_conversion_time_ms", b"rewind_conversion_time_ms", "rewind_impression_generation", b"rewind_impression_generation", "rewind_impression_time_ms", b"rewind_impression_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,6 +269,7 @@ class RewardGroup(_message.Message):
     REWARDS_FIELD_NUMBER: _builtins.int
     SETTINGS_DIGEST_FIELD_NUMBER: _builtins.int
     COMPUTATION_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy. Set by the join."""
     offset: _builtins.int
@@ -272,6 +282,8 @@ class RewardGroup(_message.Message):
     """sha256 of the join's settings and the policy's schema. Set by the join."""
     computation: _builtins.int
     """Version of the reward computation. Set by the join."""
+    generation: _builtins.int
+    """Generation of the impression. Set by the join."""
     @_builtins.property
     def standing(self) -> Global___Standing:
         """How far the join had come. Set by the join."""
@@ -301,10 +313,11 @@ class RewardGroup(_message.Message):
         rewards: Global___Rewards | None = ...,
         settings_digest: _builtins.bytes = ...,
         computation: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["impression", b"impression", "rewards", b"rewards", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time_ms", b"close_time_ms", "computation", b"computation", "conversions", b"conversions", "impression", b"impression", "impression_time_ms", b"impression_time_ms", "offset", b"offset", "policy", b"policy", "rewards", b"rewards", "settings_digest", b"settings_digest", "standing", b"standing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time_ms", b"close_time_ms", "computation", b"computation", "conversions", b"conversions", "generation", b"generation", "impression", b"impression", "impression_time_ms", b"impression_time_ms", "offset", b"offset", "policy", b"policy", "rewards", b"rewards", "settings_digest", b"settings_digest", "standing", b"standing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,6 +334,7 @@ class Progress(_message.Message):
     CLOSE_TIME_MS_FIELD_NUMBER: _builtins.int
     SETTINGS_DIGEST_FIELD_NUMBER: _builtins.int
     COMPUTATION_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy. Set by the join."""
     close_time_ms: _builtins.int
@@ -331,6 +345,8 @@ class Progress(_message.Message):
     """sha256 of the join's settings and the policy's schema. Set by the join."""
     computation: _builtins.int
     """Version of the reward computation. Set by the join."""
+    generation: _builtins.int
+    """Generation that is in force at the frontier. Set by the join."""
     @_builtins.property
     def standing(self) -> Global___Standing:
         """How far the join has come. Set by the join."""
@@ -343,18 +359,111 @@ class Progress(_message.Message):
         close_time_ms: _builtins.int = ...,
         settings_digest: _builtins.bytes = ...,
         computation: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time_ms", b"close_time_ms", "computation", b"computation", "policy", b"policy", "settings_digest", b"settings_digest", "standing", b"standing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time_ms", b"close_time_ms", "computation", b"computation", "generation", b"generation", "policy", b"policy", "settings_digest", b"settings_digest", "standing", b"standing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
+class Boundary(_message.Message):
+    """The last record of a generation in an output partition: all its groups lie before, all groups of
+    the next one after. It stands where the group of an impression at the boundary would stand.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_MS_FIELD_NUMBER: _builtins.int
+    SETTINGS_DIGEST_FIELD_NUMBER: _builtins.int
+    COMPUTATION_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Name of the policy. Set by the join."""
+    offset: _builtins.int
+    """Offset of the boundary record in the impression log. Set by the join."""
+    close_time_ms: _builtins.int
+    """Log time at which the last attribution window of the generation closed; no later group closes
+    before it. Milliseconds since 1970 UTC. Set by the join.
+    """
+    settings_digest: _builtins.bytes
+    """sha256 of the settings and schema of the generation that ends. Set by the join."""
+    computation: _builtins.int
+    """Version of the reward computation of the generation that ends. Set by the join."""
+    generation: _builtins.int
+    """The generation that ends. Set by the join."""
+    @_builtins.property
+    def standing(self) -> Global___Standing:
+        """How far the join had come. Set by the join."""
+
+    @_builtins.property
+    def next(self) -> _generation_pb2.Generation:
+        """The generation that begins. Set by the join."""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        standing: Global___Standing | None = ...,
+        close_time_ms: _builtins.int = ...,
+        settings_digest: _builtins.bytes = ...,
+        computation: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        next: _generation_pb2.Generation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next", b"next", "standing", b"standing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time_ms", b"close_time_ms", "computation", b"computation", "generation", b"generation", "next", b"next", "offset", b"offset", "policy", b"policy", "settings_digest", b"settings_digest", "standing", b"standing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Boundary: _TypeAlias = Boundary  # noqa: Y015
+
+@_typing.final
+class Loss(_message.Message):
+    """Input records that retention deleted before they were joined; accepted by an operator. All set by
+    the join.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    PREV_FIELD_NUMBER: _builtins.int
+    impressions: _builtins.int
+    """Impressions that were not decided and are gone."""
+    conversions: _builtins.int
+    """Conversions that were not decided and are gone."""
+    prev: _builtins.int
+    """Offset of the last impression whose group had been written, -1 if there is none."""
+    def __init__(
+        self,
+        *,
+        impressions: _builtins.int = ...,
+        conversions: _builtins.int = ...,
+        prev: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversions", b"conversions", "impressions", b"impressions", "prev", b"prev"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loss: _TypeAlias = Loss  # noqa: Y015
+
+@_typing.final
 class Start(_message.Message):
-    """First record of an output partition: where the join of the inputs began."""
+    """Where the join of the inputs began: the first record of an output partition, or, after an accepted
+    loss, the first that follows it. Everything begins anew here, counts too; only `loss.prev` goes on.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -362,15 +471,23 @@ class Start(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     SETTINGS_DIGEST_FIELD_NUMBER: _builtins.int
     COMPUTATION_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy. Set by the join."""
     settings_digest: _builtins.bytes
     """sha256 of the join's settings and the policy's schema. Set by the join."""
     computation: _builtins.int
     """Version of the reward computation. Set by the join."""
+    generation: _builtins.int
+    """Generation that is in force at `head`. Set by the join."""
     @_builtins.property
     def head(self) -> Global___Cursor:
         """First offset of both logs when the join first owned the partition. Set by the join."""
+
+    @_builtins.property
+    def loss(self) -> Global___Loss:
+        """What was lost before `head`; unset in the first record of a partition. Set by the join."""
 
     def __init__(
         self,
@@ -379,10 +496,12 @@ class Start(_message.Message):
         head: Global___Cursor | None = ...,
         settings_digest: _builtins.bytes = ...,
         computation: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        loss: Global___Loss | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computation", b"computation", "head", b"head", "policy", b"policy", "settings_digest", b"settings_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computation", b"computation", "generation", b"generation", "head", b"head", "loss", b"loss", "policy", b"policy", "settings_digest", b"settings_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -397,6 +516,7 @@ class JoinRecord(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
+    BOUNDARY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def group(self) -> Global___RewardGroup:
         """A closed group."""
@@ -407,7 +527,11 @@ class JoinRecord(_message.Message):
 
     @_builtins.property
     def start(self) -> Global___Start:
-        """The first record of the partition."""
+        """Where the join began."""
+
+    @_builtins.property
+    def boundary(self) -> Global___Boundary:
+        """The end of a generation."""
 
     def __init__(
         self,
@@ -415,12 +539,13 @@ class JoinRecord(_message.Message):
         group: Global___RewardGroup | None = ...,
         progress: Global___Progress | None = ...,
         start: Global___Start | None = ...,
+        boundary: Global___Boundary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "kind", b"kind", "progress", b"progress", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "group", b"group", "kind", b"kind", "progress", b"progress", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "kind", b"kind", "progress", b"progress", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "group", b"group", "kind", b"kind", "progress", b"progress", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["group", "progress", "start"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["group", "progress", "start", "boundary"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
