@@ -182,8 +182,8 @@ def _run(
     for difference in [*report.unconserved, *report.differences][:10]:
         console.print(f"DIFFERENCE: {difference}", markup=False)
     played = json.loads((settings.data_dir / "played.json").read_text(encoding="utf-8"))
-    for number, told in enumerate(["the demo's own settings", *boundaries.begun], start=1):
-        console.print(f"generation {number}: {told}", soft_wrap=True, markup=False, highlight=False)
+    for begun, told in enumerate(["the demo's own settings", *boundaries.begun], start=1):
+        console.print(f"generation {begun}: {told}", soft_wrap=True, markup=False, highlight=False)
     figures = summarise(report, latency, swaps, played, np.load(settings.data_dir / "calls.npy"))
     return figures | {"generations": boundaries.generation}
 
