@@ -3,7 +3,7 @@
 Everything here concerns one group alone and sums in order, so its bits depend on nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -230,3 +230,9 @@ def group_rewards(
         format=format_rewards(schema, wide).tolist(),
         realised=realised,
     )
+
+
+Computation = Callable[[Schema, Impression, npt.NDArray[np.float32], Sequence[Conversion]], Rewards]
+
+COMPUTATIONS: Mapping[int, Computation] = {COMPUTATION: group_rewards}
+"""Every version of the computation that this build has; a generation names the one it goes by."""

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from google.protobuf.message import DecodeError
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.decision_pb2 import ARM_HOLDOUT, ARM_POLICY, Decision
+from grade.v1.generation_pb2 import Generation
 from grade.v1.impression_pb2 import Impression
 from grade.v1.refused_pb2 import Reason
 
@@ -57,6 +58,7 @@ def read_impression(
     partitions: int,
     *,
     max_bytes: int = 1_000_000,
+    accepted: Collection[bytes] = (),
 ) -> Impression | Refusal:
     """Decode and check a record of the impression log that is no tick, and the decision in it.
 
@@ -66,11 +68,12 @@ def read_impression(
         partition: the partition it was read from.
         partitions: how many partitions there are.
         max_bytes: how large key and value may be together.
+        accepted: digests of schemas that decide as this one does; their decisions are taken too.
     """
     try:
         impression = _decode(Impression, record, max_bytes)
         _check_place(impression, record, schema, partition, partitions)
-        _check_decision(impression, schema)
+        _check_decision(impression, schema, accepted)
         _check_shown(impression, schema.n_objectives)
     except _Invalid as invalid:
         return invalid.refusal
@@ -93,6 +96,36 @@ def read_conversion(
     except _Invalid as invalid:
         return invalid.refusal
     return conversion
+
+
+def read_boundary(record: Record, policy: str) -> Generation | Refusal:
+    """Decode and check a record that carries the header of a boundary."""
+    value = record.value
+    if not value:
+        return Refusal(Reason.REASON_NULL_VALUE, "value: expected Generation, seen none")
+    try:
+        generation = Generation.FromString(value)
+    except DecodeError:
+        return Refusal(
+            Reason.REASON_UNDECODABLE,
+            f"value: expected Generation, seen {len(value)} bytes that are none: "
+            f"{shown(value[:32])}",
+        )
+    if generation.policy != policy:
+        return Refusal(
+            Reason.REASON_UNKNOWN_POLICY,
+            f"policy: expected {shown(policy)}, seen {shown(generation.policy)}",
+        )
+    return generation
+
+
+def check_known_outcome(conversion: Conversion, schema: Schema) -> Refusal | None:
+    """Whether a schema has the outcome type of a conversion that is valid under another one."""
+    try:
+        _check_known(conversion.outcome, schema)
+    except _Invalid as invalid:
+        return invalid.refusal
+    return None
 
 
 def shown(value: str | bytes | None) -> str:
@@ -177,7 +210,7 @@ def _check_place(
             )
 
 
-def _check_decision(impression: Impression, schema: Schema) -> None:
+def _check_decision(impression: Impression, schema: Schema, accepted: Collection[bytes]) -> None:
     payload = impression.decision.payload
     if not payload:
         raise _Invalid(
@@ -199,7 +232,7 @@ def _check_decision(impression: Impression, schema: Schema) -> None:
             f"one for request {shown(impression.request_id)} of policy {shown(schema.policy)}",
             f"request {shown(decision.request_id)} of policy {shown(decision.policy)}",
         )
-    if decision.schema_digest != schema.digest:
+    if decision.schema_digest != schema.digest and decision.schema_digest not in accepted:
         raise _Invalid(
             Reason.REASON_UNKNOWN_SCHEMA,
             "decision.schema_digest",
@@ -307,15 +340,19 @@ def _check_outcome(conversion: Conversion, schema: Schema) -> None:
     outcome, value = conversion.outcome, conversion.value
     if not outcome:
         raise _Invalid(Reason.REASON_MISSING_FIELD, "outcome", "an outcome type", "none")
+    _check_known(outcome, schema)
+    if not isfinite(value):
+        raise _Invalid(Reason.REASON_NOT_FINITE, "value", "a finite number", value)
+    if not 0 <= value <= LARGEST_VALUE:
+        raise _Invalid(Reason.REASON_OUT_OF_RANGE, "value", f"0 to {LARGEST_VALUE:g}", value)
+
+
+def _check_known(outcome: str, schema: Schema) -> None:
     if not any(outcome == known.name for known in schema.outcomes):
         known_names = ", ".join(known.name for known in schema.outcomes)
         raise _Invalid(
             Reason.REASON_UNKNOWN_OUTCOME, "outcome", f"one of {known_names}"[:200], shown(outcome)
         )
-    if not isfinite(value):
-        raise _Invalid(Reason.REASON_NOT_FINITE, "value", "a finite number", value)
-    if not 0 <= value <= LARGEST_VALUE:
-        raise _Invalid(Reason.REASON_OUT_OF_RANGE, "value", f"0 to {LARGEST_VALUE:g}", value)
 
 
 def _check_finite(name: str, numbers: Collection[float]) -> None:
