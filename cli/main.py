@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "join": ("join", "Join worker: impressions and conversions become reward groups."),
     "learn": ("learn", "Learner: reward groups become policy versions."),
     "reconcile": ("reconcile", "Recompute groups and versions from the topics and compare."),
+    "versions": ("app", "Which versions there are, what each learned from, what changed."),
     "simulate": ("simulate", "Play a simulated marketplace against a running system."),
     "replay": ("replay", "Play a folder of real requests in event time."),
     "config": ("config", "Print the effective settings, their meaning and source."),
