@@ -1,5 +1,6 @@
 """`grade versions`, its `show` and its `diff`, on topics that hold a whole small world."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_the_list_says_what_each_version_learned_from(
     assert "kept" in rows[0]
     entries = json.loads((tmp_path / "list.json").read_text("utf-8"))
     assert [each["id"] for each in entries] == [f"1:{count - 2}", f"1:{count - 1}", f"1:{count}"]
-    for before, each in zip(entries, entries[1:], strict=False):
+    for before, each in itertools.pairwise(entries):
         assert each["parent"] == before["id"]
         assert {str(c["partition"]): c["after"] for c in each["learned_from"]} == before["ledger"]
         assert {str(c["partition"]): c["up_to"] for c in each["learned_from"]} == each["ledger"]

@@ -113,7 +113,7 @@ def test_versions_with_other_objectives_have_no_common_probes() -> None:
 
 
 def test_a_snapshot_is_checked_before_it_is_compared() -> None:
-    (learned, *_) = world.learn_logs(world.content().reward_groups)
+    (learned, *_) = world.learn_logs([*world.content().reward_groups])
     taken = comparing.load(learned.snapshot, SCHEMA)
     assert taken.policy.order == (1, 1)
     altered = ParameterSnapshot()

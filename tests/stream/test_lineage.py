@@ -125,7 +125,7 @@ def test_others_records_are_left_out_and_broken_or_differing_ones_are_told() -> 
 
 
 def test_a_snapshot_is_live_until_its_tombstone_and_only_if_it_is_what_its_key_says() -> None:
-    learned = world.learn_logs(world.content().reward_groups)[:3]
+    learned = world.learn_logs([*world.content().reward_groups])[:3]
     _, parameters = world.published_logs(learned)
     first, second, third = parameters.records
     altered = learned[2].snapshot.__class__()
