@@ -6,6 +6,7 @@ GradeError
 ├── InvalidContext       a request's context is not what the schema asks for
 ├── SnapshotRefused      published parameters may not be served
 ├── CheckpointRefused    a checkpoint file may not be loaded
+├── PolicyFileRefused    a policy file may not be imported
 ├── LedgerGap            reward groups are missing between two records
 ├── StreamError          what was found in a topic contradicts the design
 │   ├── OffsetGap        a log's offsets are not contiguous
@@ -69,6 +70,10 @@ class SnapshotRefused(GradeError):  # noqa: N818 - as above
 
 class CheckpointRefused(GradeError):  # noqa: N818 - as above
     """A checkpoint file may not be loaded."""
+
+
+class PolicyFileRefused(GradeError):  # noqa: N818 - as above
+    """A policy file may not be imported."""
 
 
 class LedgerGap(GradeError):  # noqa: N818 - as above
