@@ -1,9 +1,12 @@
 """`grade export` and `grade import`: a policy as one file, out of a system and into one."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 import typer
 from grade.v1.parameters_pb2 import ParameterSnapshot
@@ -153,7 +156,7 @@ def _adopted(source: PolicyFile, target: Schema) -> bytes:
     return packed
 
 
-def _packed(tensors: policy_file.Tensors) -> bytes:
+def _packed(tensors: Mapping[str, npt.NDArray[np.float64]]) -> bytes:
     return safetensors.numpy.save({name: tensors[name] for name in sorted(tensors)})
 
 

@@ -1,5 +1,6 @@
 """`grade versions`: which versions there are, what each learned from, what changed between two."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -12,9 +13,10 @@ from rich.table import Table
 from cli.settings import Settings, load_settings
 from monitor import versions as comparing
 from monitor.version_list import Known, as_json, figure, rows, table
-from policy.errors import SnapshotRefused
-from policy.schema import load_schema
+from policy.errors import BoundaryError, SnapshotRefused
+from policy.schema import Schema, load_schema
 from stream.connection import Connection
+from stream.generations import read_generations, schema_of
 from stream.lineage import Lineage, Recorded, name_of, read_lineage, read_snapshots
 from stream.topics import Topics
 
@@ -64,7 +66,7 @@ def show(
     version: Annotated[str, typer.Argument(help="epoch:version, or a version of the newest epoch")],
 ) -> None:
     """Print everything that is known of one version."""
-    known = read_known(load_settings(), _far_enough(version))
+    known = read_known(load_settings(), far_enough(version))
     entry = as_json(known, known.lineage.find(version))
     shown = Table(show_header=False, title=f"version {entry['id']}", title_justify="left")
     for name, value in entry.items():
@@ -82,7 +84,7 @@ def diff(
 
     Parameters are compared if the parameters topic still has both snapshots.
     """
-    known = read_known(load_settings(), _far_enough(first, second))
+    known = read_known(load_settings(), far_enough(first, second))
     before, after = known.lineage.find(first), known.lineage.find(second)
     console = _console()
     console.print(_between(known, before, after), soft_wrap=True, highlight=False)
@@ -122,12 +124,29 @@ def read_known(settings: Settings, enough: Any) -> Known:
     return Known(
         read_lineage(connection, topics, schema.policy, enough),
         read_snapshots(connection, topics, schema.policy),
-        {0: schema, 1: schema},
+        _schemas(connection, topics, schema),
     )
 
 
-def _far_enough(*names: str) -> Any:
-    """Whether versions of these names are known, with their parents and all between them."""
+def _schemas(connection: Connection, topics: Topics, own: Schema) -> dict[int, Schema]:
+    """Schema by generation; 0, of what belongs to none, is the one that the settings name."""
+    schemas = {0: own}
+    for generation in read_generations(connection, topics, own.policy):
+        # Another build's: its versions are listed all the same, without names.
+        with contextlib.suppress(BoundaryError):
+            schemas[generation.generation] = schema_of(generation)
+    return schemas
+
+
+def far_enough(*names: str) -> Any:
+    """Whether versions of these names are known, with their parents and all between them.
+
+    Args:
+        names: as people write them, see `Lineage.named`.
+
+    Returns:
+        for `read_known`.
+    """
 
     def enough(lineage: Lineage) -> bool:
         wanted = [lineage.named(name) for name in names]
