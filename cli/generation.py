@@ -14,7 +14,6 @@ from cli.settings import Settings, load_settings
 from cli.wiring import topic_plan, wanted_generation
 from policy.errors import GradeError, SettingsError
 from policy.schema import Schema, load_schema
-from stream import topics as stream_topics
 from stream.connection import Connection
 from stream.generations import (
     BEGIN_COMMAND,
@@ -27,7 +26,9 @@ from stream.generations import (
 from stream.generations import (
     begin as begin_generation,
 )
+from stream.retention import lengthen
 from stream.topics import Topics
+from stream.topics import check as check_topics
 
 app = typer.Typer(
     help="Begin a generation: let new settings or a new schema take effect.", no_args_is_help=True
@@ -45,9 +46,9 @@ def begin(
 ) -> None:
     """Let the settings and the schema as they are now take effect, from here on in the logs.
 
-    Join and learner carry on without a stop. Prints what changes, and writes it to the generations
-    topic and into every partition of both inputs. Run again, it completes what an earlier run left
-    undone; nothing is ever begun twice.
+    Join and learner carry on without a stop. Topics are kept longer where the new times ask
+    for it. Prints what changes, and writes it to the generations topic and into every partition of
+    both inputs. Run again, it completes what an earlier run left undone; nothing is begun twice.
     """
     settings, policy = _load(schema)
     if settings.timestamps == "event":
@@ -56,7 +57,10 @@ def begin(
             "carries its own time a boundary of today would end every window"
         )
     connection, topics = _kafka(settings)
-    stream_topics.check(connection, topic_plan(settings, policy))
+    plan = topic_plan(settings, policy)
+    for raised in lengthen(connection, plan):
+        typer.echo(f"{raised.topic} is now kept for {raised.expected} ms, before {raised.seen}")
+    check_topics(connection, plan)
     before = read_generations(connection, topics, policy.policy)
     wanted = wanted_generation(settings, policy)
     begun = begin_generation(connection, topics, wanted, partitions=settings.partitions, note=note)

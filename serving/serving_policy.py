@@ -11,12 +11,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from policy.initial import (
-    CONCENTRATION_BOUNDS,
-    CONTEXT_CLIP,
-    MEAN_FLOOR,
-    initial_parameters,
-)
+from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, initial_parameters
 from policy.schema import Schema
 
 Floats = npt.NDArray[np.float64]
@@ -47,6 +42,10 @@ class ServingPolicy:
     """[objective + 1, hidden] gated mean head; the last row is the concentration's."""
     heads_bias: Floats
     """[objective + 1] static and contextual biases, blended by the gate; the concentration's."""
+    mean_floor: Floats
+    """[objective] the least that the mean can become."""
+    mean_share: float
+    """1 less the sum of `mean_floor`."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -88,6 +87,8 @@ class ServingPolicy:
             hidden1_bias=_frozen(tensors["hidden1_bias"]),
             heads_weight=_frozen(heads_weight),
             heads_bias=_frozen(np.concatenate([bias, tensors["concentration_bias"]])),
+            mean_floor=_frozen(tensors["mean_floor"]),
+            mean_share=1 - math.fsum(tensors["mean_floor"]),
         )
 
     @classmethod
@@ -125,8 +126,8 @@ class ServingPolicy:
         # The sigmoid by tanh, which cannot overflow.
         share = 0.5 + 0.5 * np.tanh(0.5 * heads[:, -1:])
         concentration = np.exp(_LOG_LEAST + (_LOG_GREATEST - _LOG_LEAST) * share)
-        mean *= 1 - MEAN_FLOOR
-        mean += MEAN_FLOOR / mean.shape[-1]
+        mean *= self.mean_share
+        mean += self.mean_floor
         return np.asarray(concentration * mean)
 
 
