@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from policy import policy_file
+from policy.checkpoint import digest
 from policy.errors import PolicyFileRefused
 from policy.initial import initial_parameters
 from policy.policy_file import PolicyFile
@@ -34,7 +35,7 @@ def rewritten(path: Path, **changes: str | None) -> Path:
     tensors = safetensors.numpy.load(content)
     if "sha256" in metadata and "sha256" not in changes:
         del metadata["sha256"]
-        metadata["sha256"] = policy_file.digest(tensors, metadata).hex()
+        metadata["sha256"] = digest(tensors, metadata).hex()
     path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
     return path
 

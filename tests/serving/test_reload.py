@@ -303,6 +303,7 @@ def test_a_missing_topic_is_waited_for(connection: Connection) -> None:
         assert server.health()["status"] == "ok"
 
 
+@pytest.mark.alone
 def test_a_new_snapshot_serves_soon(connection: Connection, topics: Topics) -> None:
     with (
         running_server(connection, topics.parameters) as server,
