@@ -88,16 +88,16 @@ def diff(
     before, after = known.lineage.find(first), known.lineage.find(second)
     console = _console()
     console.print(_between(known, before, after), soft_wrap=True, highlight=False)
-    figures = [
-        *comparing.figure_changes(before.version, after.version),
-        *comparing.weight_changes(known.weights(before.version), known.weights(after.version)),
-    ]
     shown = Table("", name_of(before.id), name_of(after.id), "change")
-    for each in figures:
+    weights = [known.weights(each.version) for each in (before, after)]
+    for each in (
+        *comparing.figure_changes(before.version, after.version),
+        *comparing.weight_changes(*weights),
+    ):
         change = (
             "" if each.before is None or each.after is None else f"{each.after - each.before:+.6g}"
         )
-        shown.add_row(each.name.replace("_", " "), figure(each.before), figure(each.after), change)
+        shown.add_row(each.name, figure(each.before), figure(each.after), change)
     console.print(shown)
     gone = [name_of(each.id) for each in (before, after) if known.kept(each) is None]
     if gone:

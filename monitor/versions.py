@@ -85,19 +85,22 @@ def load(snapshot: ParameterSnapshot, schema: Schema) -> Loaded:
 
 
 def figure_changes(before: Version, after: Version) -> list[Change]:
-    """The figures of `FIGURES` side by side."""
-    return [Change(name, getattr(before, name), getattr(after, name)) for name in FIGURES]
+    """The figures of `FIGURES` side by side, named in words."""
+    return [
+        Change(name.replace("_", " "), getattr(before, name), getattr(after, name))
+        for name in FIGURES
+    ]
 
 
 def weight_changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[Change]:
-    """Mean fusion weights side by side.
+    """Mean fusion weights side by side, named after their objectives.
 
     Args:
         before: by name of the objective.
         after: by name of the objective; objectives may have come or gone.
     """
     names = list(dict.fromkeys([*before, *after]))
-    return [Change(name, before.get(name), after.get(name)) for name in names]
+    return [Change(f"weight of {name}", before.get(name), after.get(name)) for name in names]
 
 
 def mean_weights(version: Version, schema: Schema | None) -> dict[str, float]:

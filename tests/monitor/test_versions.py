@@ -53,9 +53,9 @@ def test_tensors_are_ranked_by_how_far_they_moved_relative_to_what_they_were() -
 
 def test_weights_are_matched_by_name() -> None:
     assert comparing.weight_changes({"a": 0.4, "b": 0.6}, {"b": 0.5, "c": 0.5}) == [
-        ("a", 0.4, None),
-        ("b", 0.6, 0.5),
-        ("c", None, 0.5),
+        ("weight of a", 0.4, None),
+        ("weight of b", 0.6, 0.5),
+        ("weight of c", None, 0.5),
     ]
 
 
