@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 
 from cli.clean_stop import clean_stop
+from cli.demo_boundaries import PlannedBoundaries
 from cli.reconcile import reconcile_settings
 from cli.settings import Settings, environment_of, load_settings
 from cli.supervisor import Supervisor
@@ -30,8 +31,8 @@ from cli.wiring import topic_plan
 from monitor.summary import show, summarise, without_nan
 from monitor.terminal import draw, number
 from monitor.watch import LoopWatch, Picture, ask
-from policy.errors import GradeError
-from policy.schema import Schema, load_schema
+from policy.errors import GradeError, SettingsError
+from policy.schema import load_schema
 from stream.broker import LocalBroker
 from stream.connection import Connection
 from stream.reconcile import read_content, reconcile
@@ -56,6 +57,8 @@ class Play:
     drift_at: float | None
     """Second at which all users change their taste."""
     join_workers: int
+    boundaries_at: Sequence[float]
+    """Seconds at which a new generation begins."""
 
 
 def demo(
@@ -67,6 +70,14 @@ def demo(
         typer.Option(min=0, help="Second at which all users change their taste; none by default."),
     ] = None,
     join_workers: Annotated[int, typer.Option(min=1, help="Join workers.")] = 1,
+    boundary_at: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            help="Second at which a new generation begins: first with a longer attribution window, "
+            "then with dearer orders, and so on. May be given several times; none by default.",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path, typer.Option(help="Folder for everything on disk; emptied at the start.")
     ] = Path(".grade/demo"),
@@ -84,14 +95,20 @@ def demo(
     group and every version is recomputed from the topics and compared. Ctrl-C stops everything.
     """
     console = Console()
+    if any(each >= seconds for each in boundary_at or ()):
+        raise SettingsError(
+            f"--boundary-at: expected seconds before the traffic's end at {seconds:g}, seen "
+            f"{max(boundary_at or ()):g}"
+        )
     marketplace = importlib.resources.files("simulator") / "marketplace.toml"
-    with importlib.resources.as_file(marketplace) as path, clean_stop(console, 130) as stack:
-        schema = load_schema(path)
+    with clean_stop(console, 130) as stack:
         _empty(data_dir)
+        schema_path = data_dir.resolve() / "policy.toml"
+        schema_path.write_bytes(marketplace.read_bytes())
         ports = free_ports(5)
         settings = load_settings(
             {
-                "schema_path": path.resolve(),
+                "schema_path": schema_path,
                 "data_dir": data_dir.resolve(),
                 "bootstrap_servers": f"127.0.0.1:{ports[0]}",
                 "serve_port": ports[1],
@@ -101,8 +118,8 @@ def demo(
                 "simulate_admin_port": 0,
             }
         )
-        play = Play(seconds, rate, seed, drift_at, join_workers)
-        figures = _run(stack, console, settings, schema, play, picture_file)
+        play = Play(seconds, rate, seed, drift_at, join_workers, boundary_at or ())
+        figures = _run(stack, console, settings, play, picture_file)
     console.print(show(figures))
     if json_file is not None:
         text = json.dumps(without_nan(figures), indent=2)
@@ -117,13 +134,13 @@ def _run(
     stack: ExitStack,
     console: Console,
     settings: Settings,
-    schema: Schema,
     play: Play,
     picture_file: Path | None,
 ) -> dict[str, Any]:
     """Start everything, watch the traffic to its end, stop, reconcile; the summary's figures."""
     connection = Connection(settings.bootstrap_servers, client_id="grade-demo")
     topics = Topics(settings.topic_prefix)
+    schema = load_schema(settings.schema_path)
     with console.status("starting Kafka") as status:
         local = LocalBroker(
             settings.data_dir / "kafka",
@@ -143,9 +160,10 @@ def _run(
         f"health at http://127.0.0.1:{settings.serve_admin_port}/health, log: {running.log_path}"
     )
     status_file = settings.data_dir / "traffic.json"
+    boundaries = PlannedBoundaries(connection, settings, play.boundaries_at)
     with LoopWatch(connection, topics, settings.learn_slot_ms, ports, status_file) as watch:
         traffic = stack.enter_context(_traffic(settings, play, status_file, running.log_path))
-        _watch(console, schema, watch, running, traffic, picture_file)
+        _watch(console, boundaries, watch, running, traffic, picture_file)
         swaps = ask(settings.serve_admin_port, "/swaps") or []
         latency = watch.latency
     if traffic.returncode != 0:
@@ -164,7 +182,10 @@ def _run(
     for difference in [*report.unconserved, *report.differences][:10]:
         console.print(f"DIFFERENCE: {difference}", markup=False)
     played = json.loads((settings.data_dir / "played.json").read_text(encoding="utf-8"))
-    return summarise(report, latency, swaps, played, np.load(settings.data_dir / "calls.npy"))
+    for begun, told in enumerate(["the demo's own settings", *boundaries.begun], start=1):
+        console.print(f"generation {begun}: {told}", soft_wrap=True, markup=False, highlight=False)
+    figures = summarise(report, latency, swaps, played, np.load(settings.data_dir / "calls.npy"))
+    return figures | {"generations": boundaries.generation}
 
 
 @contextmanager
@@ -201,15 +222,14 @@ def _traffic(
 
 def _watch(
     console: Console,
-    schema: Schema,
+    boundaries: PlannedBoundaries,
     watch: LoopWatch,
     running: Supervisor,
     traffic: subprocess.Popen[bytes],
     picture_file: Path | None,
 ) -> None:
     """Show the loop until the traffic has ended and everything it caused is learned and served."""
-    objectives = [objective.name for objective in schema.objectives]
-    title = f"GRADE · policy {schema.policy}"
+    objectives = [objective.name for objective in boundaries.schema.objectives]
     deadline = decided_at = math.inf
     line_at = 0.0
     busy_at = time.monotonic()
@@ -217,6 +237,12 @@ def _watch(
         while True:
             running.keep_running()
             picture = watch.refresh()
+            told = boundaries.keep(picture.traffic.get("elapsed_s", 0.0))
+            if told is not None:
+                console.print(told, soft_wrap=True, markup=False, highlight=False)
+            title = (
+                f"GRADE · policy {boundaries.schema.policy} · generation {boundaries.generation}"
+            )
             if console.is_terminal:
                 live.update(draw(picture, objectives, title), refresh=True)
             elif time.monotonic() >= line_at:
@@ -228,6 +254,7 @@ def _watch(
             if deadline == math.inf:
                 deadline = time.monotonic() + SETTLE_LIMIT_S
                 # By then the frontier has passed the last record: every fate is known.
+                schema = boundaries.schema
                 decided_at = time.monotonic() + (schema.window_ms + schema.early_ms) / 1000
             if picture.unread > IDLE_UNREAD or picture.open_groups or watch.latency.waiting:
                 busy_at = time.monotonic()

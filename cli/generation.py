@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from grade.v1.generation_pb2 import Generation
@@ -27,7 +27,7 @@ from stream.generations import (
     begin as begin_generation,
 )
 from stream.retention import lengthen
-from stream.topics import Topics
+from stream.topics import Finding, Topics
 from stream.topics import check as check_topics
 
 app = typer.Typer(
@@ -51,27 +51,18 @@ def begin(
     both inputs. Run again, it completes what an earlier run left undone; nothing is begun twice.
     """
     settings, policy = _load(schema)
-    if settings.timestamps == "event":
-        raise SettingsError(
-            "timestamps: expected 'broker' to begin a generation, seen 'event': in a history that "
-            "carries its own time a boundary of today would end every window"
-        )
-    connection, topics = _kafka(settings)
-    plan = topic_plan(settings, policy)
-    for raised in lengthen(connection, plan):
-        typer.echo(f"{raised.topic} is now kept for {raised.expected} ms, before {raised.seen}")
-    check_topics(connection, plan)
-    before = read_generations(connection, topics, policy.policy)
-    wanted = wanted_generation(settings, policy)
-    begun = begin_generation(connection, topics, wanted, partitions=settings.partitions, note=note)
-    if before and begun.generation == before[-1].generation:
+    connection, _ = _kafka(settings)
+    raised, before, begun = begin_now(connection, settings, policy, note)
+    for each in raised:
+        typer.echo(f"{each.topic} is now kept for {each.expected} ms, before {each.seen}")
+    if before is not None and begun.generation == before.generation:
         typer.echo(f"generation {begun.generation} says the same already; nothing to begin")
         return
     typer.echo(f"generation {begun.generation} of policy {policy.policy!r} has begun")
-    if before:
-        for change in changes(before[-1], begun):
+    if before is not None:
+        for change in changes(before, begun):
             typer.echo(f"  {change}")
-        typer.echo(_about_servers(before[-1], begun))
+        typer.echo(_about_servers(before, begun))
 
 
 @app.command("list")
@@ -130,6 +121,46 @@ def check(schema: SchemaPath = None) -> None:
             f"run `{BEGIN_COMMAND}` again"
         )
     typer.echo(f"generation {current.generation} is in force and is what the settings say")
+
+
+class Begun(NamedTuple):
+    """What beginning a generation came to."""
+
+    raised: list[Finding]
+    """Retentions that had to be longer for the new times."""
+    before: Generation | None
+    """The latest generation until now; None if none had begun."""
+    generation: Generation
+    """The latest one now."""
+
+
+def begin_now(connection: Connection, settings: Settings, schema: Schema, note: str) -> Begun:
+    """Let settings and schema take effect, from here on in the logs.
+
+    Args:
+        connection: where Kafka is.
+        settings: as they are to be.
+        schema: as it is to be.
+        note: why, for people.
+
+    Raises:
+        SettingsError: the topics hold a history with times of its own.
+        TopicError: a topic is not as it must be.
+        BoundaryError: as `stream.generations.begin`.
+        KafkaUnreachable: no broker answers.
+    """
+    if settings.timestamps == "event":
+        raise SettingsError(
+            "timestamps: expected 'broker' to begin a generation, seen 'event': in a history that "
+            "carries its own time a boundary of today would end every window"
+        )
+    plan, topics = topic_plan(settings, schema), Topics(settings.topic_prefix)
+    raised = lengthen(connection, plan)
+    check_topics(connection, plan)
+    before = read_generations(connection, topics, schema.policy)
+    wanted = wanted_generation(settings, schema)
+    begun = begin_generation(connection, topics, wanted, partitions=settings.partitions, note=note)
+    return Begun(raised, before[-1] if before else None, begun)
 
 
 def _load(schema: Path | None) -> tuple[Settings, Schema]:

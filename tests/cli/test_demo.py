@@ -17,7 +17,7 @@ KEYS = {
     *("decisions", "impressions", "conversions", "conversions_joined", "groups", "late", "orphans"),
     *("dead_letters", "duplicates", "ticks", "open", "conserved", "reconciled", "failed_rpcs"),
     *("versions_published", "versions_served", "groups_applied", "groups_applied_twice"),
-    *("groups_lost", "close_to_served_ms", "rpc_ms", "rpc_near_swap_ms", "value"),
+    *("groups_lost", "close_to_served_ms", "rpc_ms", "rpc_near_swap_ms", "value", "generations"),
 }
 
 
