@@ -16,7 +16,8 @@ with policy, events:
     for _ in range(int(sys.argv[1])):
         # A listener opens the app. Your code knows who it is and what the moment is like.
         request_id, listener = uuid.uuid4().hex, f"listener-{random.integers(500)}"
-        features = {"hour": random.integers(24), "commuting": random.integers(2), "subscriptions": 7}
+        hour, commuting = random.integers(24), random.integers(2)
+        features = {"hour": hour, "commuting": commuting, "subscriptions": 7}
         # Twenty candidates, and what your models say of each: [episode, objective].
         episodes = [f"episode-{number}" for number in random.choice(1000, 20, replace=False)]
         play, finish, fresh = random.beta(2, 8, 20), random.beta(2, 5, 20), random.uniform(size=20)

@@ -45,7 +45,7 @@ class Block(NamedTuple):
 def blocks() -> list[Block]:
     text = TUTORIAL.read_text("utf-8")
     return [
-        Block(text.count("\n", 0, found.start()) + 1, found[1], found[2].strip(), found[3])
+        Block(text.count("\n", 0, found.start()) + 1, found[1], (found[2] or "").strip(), found[3])
         for found in re.finditer(r"^```(\w+)( [\w-]+)?\n(.*?)^```$", text, re.M | re.S)
     ]
 
