@@ -10,13 +10,12 @@ import hashlib
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from policy.dirichlet import draw_simplex
+from policy.dirichlet import gammas_to_simplex
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,14 +53,16 @@ class DrawKey:
 
 
 def draw_simplices(
-    generators: Sequence[tuple[DrawKey, bytes, npt.NDArray[np.float32]]],
+    key: DrawKey,
+    requests: Sequence[tuple[bytes, npt.NDArray[np.float32]]],
     alpha: Floats,
     members: int,
 ) -> Floats:
     """Draw every request's group.
 
     Args:
-        generators: [request] key, request_id and features.
+        key: the version's.
+        requests: [request] request_id as UTF-8, and features.
         alpha: [request, objective] concentration parameters, > 0.
         members: members of a group.
 
@@ -69,27 +70,14 @@ def draw_simplices(
         [request, member, objective] points of the simplex.
     """
     group = (members, alpha.shape[-1])
-    drawn = _Drawn(np.empty((len(generators), *group)), np.empty((len(generators), *group)))
+    gamma = np.empty((len(requests), *group))
+    exponential = np.empty_like(gamma)
     shifted = alpha + 1
-    for row, (key, request_id, features) in enumerate(generators):
+    for row, (request_id, features) in enumerate(requests):
         generator = key.generator(request_id, features)
-        drawn.gamma[row] = generator.standard_gamma(shifted[row], group)
-        generator.standard_exponential(out=drawn.exponential[row])
-    return draw_simplex(cast(np.random.Generator, drawn), alpha, members)
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """Stands for a generator: gives out numbers that were drawn before."""
-
-    gamma: Floats
-    exponential: Floats
-
-    def standard_gamma(self, shape: Floats, size: tuple[int, ...]) -> Floats:
-        return self.gamma
-
-    def standard_exponential(self, size: tuple[int, ...]) -> Floats:
-        return self.exponential
+        gamma[row] = generator.standard_gamma(shifted[row], group)
+        generator.standard_exponential(out=exponential[row])
+    return gammas_to_simplex(gamma, exponential, alpha)
 
 
 def _length_prefixed(part: bytes) -> bytes:

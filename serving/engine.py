@@ -221,7 +221,7 @@ class Engine:
     def _draw(self, serving: _Serving, requests: Sequence[_Request]) -> Iterable[_Group]:
         alpha = serving.policy.alpha(np.array([r.features for r in requests]))
         simplices = draw_simplices(
-            [(serving.key, r.encoded_id, r.features) for r in requests], alpha, self._members
+            serving.key, [(r.encoded_id, r.features) for r in requests], alpha, self._members
         )
         weights = simplex_to_weights(simplices, self._floors).astype(np.float32)
         densities = log_density(weights, alpha[:, None, :], self._floors)

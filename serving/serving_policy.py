@@ -22,6 +22,8 @@ from policy.schema import Schema
 Floats = npt.NDArray[np.float64]
 
 _LOG_LEAST, _LOG_GREATEST = map(math.log, CONCENTRATION_BOUNDS)
+_LOG_HALF_RANGE = (_LOG_GREATEST - _LOG_LEAST) / 2
+_LOG_MIDDLE = (_LOG_GREATEST + _LOG_LEAST) / 2
 
 BASELINE_EPOCH = 0
 """Epoch of the declared baseline, before every epoch that a learner makes."""
@@ -44,9 +46,10 @@ class ServingPolicy:
     hidden1_weight: Floats
     hidden1_bias: Floats
     heads_weight: Floats
-    """[objective + 1, hidden] gated mean head; the last row is the concentration's."""
+    """[objective + 1, hidden] gated mean head; the last row is half of the concentration's."""
     heads_bias: Floats
-    """[objective + 1] static and contextual biases, blended by the gate; the concentration's."""
+    """[objective + 1] static and contextual biases, blended by the gate; half of the
+    concentration's."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -73,7 +76,9 @@ class ServingPolicy:
             slot_ms: length of a slot in milliseconds.
         """
         gate = tensors["gate"][0]
-        heads_weight = np.vstack([gate * tensors["mean_weight"], tensors["concentration_weight"]])
+        # Halving is exact, and the sigmoid by tanh wants half of its argument.
+        concentration_weight = 0.5 * tensors["concentration_weight"]
+        heads_weight = np.vstack([gate * tensors["mean_weight"], concentration_weight])
         bias = (1 - gate) * tensors["static_logits"] + gate * tensors["mean_bias"]
         return cls(
             epoch=epoch,
@@ -87,7 +92,7 @@ class ServingPolicy:
             hidden1_weight=_frozen(tensors["hidden1_weight"]),
             hidden1_bias=_frozen(tensors["hidden1_bias"]),
             heads_weight=_frozen(heads_weight),
-            heads_bias=_frozen(np.concatenate([bias, tensors["concentration_bias"]])),
+            heads_bias=_frozen(np.concatenate([bias, 0.5 * tensors["concentration_bias"]])),
         )
 
     @classmethod
@@ -111,8 +116,8 @@ class ServingPolicy:
         Returns:
             [request, objective] concentration parameters, > 0.
         """
-        z = features.astype(np.float64)
-        z -= self.feature_mean
+        # Not the product with 1 / scale: its last bit would differ from the learner's.
+        z = features - self.feature_mean
         z /= self.feature_scale
         z = np.minimum(np.maximum(z, -CONTEXT_CLIP, out=z), CONTEXT_CLIP, out=z)
         hidden = _relu_layer(self.hidden0_weight, self.hidden0_bias, z)
@@ -120,14 +125,17 @@ class ServingPolicy:
         heads = np.matvec(self.heads_weight, hidden)
         heads += self.heads_bias
         logits = heads[:, :-1]
-        unscaled = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
-        mean = unscaled / np.add.accumulate(unscaled, axis=-1)[:, -1:]
-        # The sigmoid by tanh, which cannot overflow.
-        share = 0.5 + 0.5 * np.tanh(0.5 * heads[:, -1:])
-        concentration = np.exp(_LOG_LEAST + (_LOG_GREATEST - _LOG_LEAST) * share)
+        mean = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+        np.exp(mean, out=mean)
+        mean /= np.add.accumulate(mean, axis=-1)[:, -1:]
         mean *= 1 - MEAN_FLOOR
         mean += MEAN_FLOOR / mean.shape[-1]
-        return np.asarray(concentration * mean)
+        # The sigmoid is 0.5 + 0.5 tanh, which cannot overflow.
+        concentration = np.tanh(heads[:, -1:])
+        concentration *= _LOG_HALF_RANGE
+        concentration += _LOG_MIDDLE
+        mean *= np.exp(concentration, out=concentration)
+        return mean
 
 
 def _relu_layer(weight: Floats, bias: Floats, below: Floats) -> Floats:
