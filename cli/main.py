@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.settings import load_settings
-from policy.errors import GradeError, SettingsError
+from policy.errors import BoundaryError, GradeError, SettingsError
 
 # verb -> (attribute of the module cli.<verb>, what it does in one line)
 VERBS: dict[str, tuple[str, str]] = {
@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "up": ("up", "The same processes, supervised, for your own traffic."),
     "broker": ("app", "Run a local Apache Kafka: up, down, status."),
     "topics": ("app", "Create and check the topics."),
+    "generation": ("app", "Begin a generation: let new settings or a new schema take effect."),
     "serve": ("serve", "Policy server: answers ranking requests over gRPC."),
     "join": ("join", "Join worker: impressions and conversions become reward groups."),
     "learn": ("learn", "Learner: reward groups become policy versions."),
@@ -75,7 +76,10 @@ def _elsewhere() -> None:
 
 
 def main() -> None:
-    """Run the command line; a wrong setting exits with 2, any other known error with 1."""
+    """Run the command line; a wrong setting exits with 2, any other known error with 1.
+
+    Settings that no generation has begun are wrong ones.
+    """
     # Bit-reproducible numbers need one code path, chosen before numpy and torch are loaded.
     os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -88,7 +92,7 @@ def main() -> None:
             quiet = wanted in WITH_A_VIEW and settings.log_level == "info"
             configure(settings.log_format, "warning" if quiet else settings.log_level)
         command_line(wanted)(prog_name="grade")
-    except SettingsError as error:
+    except (SettingsError, BoundaryError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:

@@ -3,11 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
+from grade.v1.generation_pb2 import Generation
+
 from cli.settings import Settings
 from policy.errors import SettingsError
+from policy.rewards import COMPUTATION
 from policy.schema import Schema
 from policy.trainer_settings import LEARNER_COMPUTATION, TrainerSettings
 from stream.connection import Connection
+from stream.generations import ensure_first, generation_of, require_current
 from stream.join import JoinSettings
 from stream.topics import TopicPlan, Topics
 
@@ -75,3 +79,26 @@ def generation_settings(settings: Settings) -> dict[str, Any]:
         "learn_slot_ms": settings.learn_slot_ms,
         **{f"learn_{name}": value for name, value in asdict(trainer_settings(settings)).items()},
     }
+
+
+def wanted_generation(settings: Settings, schema: Schema) -> Generation:
+    """What this process would go by if a generation began now; its number is 0."""
+    return generation_of(schema, generation_settings(settings), COMPUTATION)
+
+
+def generations_to_go_by(
+    connection: Connection, topics: Topics, settings: Settings, schema: Schema
+) -> list[Generation]:
+    """Every generation of the policy; the first one begins here if none has.
+
+    Returns:
+        Numbers rising; the last is in force and is what the settings and the schema say.
+
+    Raises:
+        BoundaryError: the settings or the schema say something else than the latest generation.
+        KafkaUnreachable: no broker answers.
+    """
+    wanted = wanted_generation(settings, schema)
+    generations = ensure_first(connection, topics, wanted)
+    require_current(generations, wanted)
+    return generations

@@ -8,7 +8,7 @@ The policy function is written twice, in numpy for serving and in torch for lear
     h2    = relu(hidden1_weight h1 + hidden1_bias)
     m     = softmax((1 - gate) static_logits + gate (mean_weight h2 + mean_bias))
     kappa = exp(lo + (hi - lo) sigmoid(concentration_weight . h2 + concentration_bias))
-    alpha = kappa ((1 - MEAN_FLOOR) m + MEAN_FLOOR / M),   lo, hi = log CONCENTRATION_BOUNDS
+    alpha = kappa ((1 - sum of mean_floor) m + mean_floor),   lo, hi = log CONCENTRATION_BOUNDS
 """
 
 import math
@@ -29,12 +29,21 @@ LARGEST_FEATURE = 1e9
 LEAST_SCALE = 1e-30
 """Least scale of a feature that may be served."""
 MEAN_FLOOR = 0.02
-"""Share of the mean that is spread evenly, so that no alpha vanishes."""
+"""Share of the mean that is spread evenly, so that no alpha vanishes; an objective that starts
+below twice its part of that has half its start as its floor."""
 CONCENTRATION_BOUNDS = (4.0, 200.0)
 """Least and greatest sum of alpha."""
 INITIAL_CONCENTRATION = 20.0
 LEAST_INITIAL_MEAN = 1e-3
-"""An objective whose baseline weight is 0 starts here: at 0 it could never be learned."""
+"""Mean at which an objective starts that the baseline gives nothing beyond its hard floor: at 0 it
+could never be learned. The others keep their proportions."""
+
+LEAST_MEAN_FLOOR = 1e-200
+"""Least floor of a mean that may be served: where the network says next to nothing, alpha must stay
+a number that has a logarithm and an inverse."""
+
+# Rounding of a baseline weight less its hard floor, as a share of the weight.
+_ROUNDING = 1e-14
 
 
 def parameter_shapes(schema: Schema, hidden: int = HIDDEN_UNITS) -> dict[str, tuple[int, ...]]:
@@ -52,6 +61,7 @@ def parameter_shapes(schema: Schema, hidden: int = HIDDEN_UNITS) -> dict[str, tu
         "mean_bias": (objectives,),
         "concentration_weight": (hidden,),
         "concentration_bias": (1,),
+        "mean_floor": (objectives,),
         "gate": (1,),
     }
 
@@ -59,8 +69,8 @@ def parameter_shapes(schema: Schema, hidden: int = HIDDEN_UNITS) -> dict[str, tu
 def initial_parameters(schema: Schema, seed: int) -> dict[str, Floats]:
     """The parameters of version 0, the same in server and learner.
 
-    Its mean fusion weights are the schema's baseline for every context, as nearly as `MEAN_FLOOR`
-    and `LEAST_INITIAL_MEAN` allow.
+    Its mean fusion weights are the schema's baseline for every context, but for objectives to which
+    that gives nothing; see `initial_mean`.
 
     Args:
         schema: the policy's schema.
@@ -76,14 +86,36 @@ def initial_parameters(schema: Schema, seed: int) -> dict[str, Floats]:
         generator = keyed_generator("initial", str(seed), schema.policy, name)
         spread = math.sqrt(2 / shapes[name][1])
         parameters[name] = generator.standard_normal(shapes[name]) * spread
-    floors = schema.floors()
-    target = (schema.baseline() - floors) / (1 - math.fsum(floors))
-    mean = (target - MEAN_FLOOR / schema.n_objectives) / (1 - MEAN_FLOOR)
-    mean = np.maximum(mean, LEAST_INITIAL_MEAN)
+    start = initial_mean(schema)
+    floors = initial_mean_floor(start)
+    mean = (start - floors) / (1 - math.fsum(floors))
     logits = np.log(mean / mean.sum())
     parameters["static_logits"] = logits
     parameters["mean_bias"] = logits.copy()
+    parameters["mean_floor"] = floors
     low, high = map(math.log, CONCENTRATION_BOUNDS)
     share = (math.log(INITIAL_CONCENTRATION) - low) / (high - low)
     parameters["concentration_bias"][0] = math.log(share / (1 - share))
     return parameters
+
+
+def initial_mean(schema: Schema) -> Floats:
+    """Where the mean of the Dirichlet starts.
+
+    Returns:
+        [objective] point of the simplex that stands for the baseline: exactly that where every
+        baseline weight is above its hard floor; see `LEAST_INITIAL_MEAN` for those that are not.
+    """
+    floors, baseline = schema.floors(), schema.baseline()
+    spare = baseline - floors
+    nothing = spare <= np.maximum(_ROUNDING * baseline, 4 * LEAST_MEAN_FLOOR)
+    mean = spare / (1 - math.fsum(floors))
+    if nothing.any():
+        left = 1 - LEAST_INITIAL_MEAN * int(nothing.sum())
+        mean = np.where(nothing, LEAST_INITIAL_MEAN, mean * left / math.fsum(mean[~nothing]))
+    return mean
+
+
+def initial_mean_floor(start: Floats) -> Floats:
+    """[objective] the least that the mean can become, from where it starts [objective]."""
+    return np.minimum(MEAN_FLOOR / len(start), start / 2)

@@ -12,10 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, MEAN_FLOOR
+from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP
 
-FIXED = ("feature_mean", "feature_scale", "gate")
+MEASURED = ("feature_mean", "feature_scale", "gate")
 """Tensors that are measured rather than learned by gradient."""
+FIXED = (*MEASURED, "mean_floor")
+"""Tensors that are not learned by gradient."""
 
 
 class Heads(NamedTuple):
@@ -67,7 +69,13 @@ class PolicyNetwork(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[request, objective] alpha of the served policy, from [request, feature]."""
         heads = self.heads(features)
-        return alpha(mixed_mean(heads, self.get_buffer("gate")), heads.concentration)
+        mean = floored(mixed_mean(heads, self.get_buffer("gate")), self.least_mean)
+        return heads.concentration[..., None] * mean
+
+    @property
+    def least_mean(self) -> Tensor:
+        """[objective] the least that the mean can become."""
+        return self.get_buffer("mean_floor")
 
     def tensors(self) -> dict[str, npt.NDArray[np.float64]]:
         """Copies of the serving tensors by name."""
@@ -80,14 +88,9 @@ def mixed_mean(heads: Heads, gate: Tensor | float) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
-def floored(mean: Tensor) -> Tensor:
-    """[..., objective] the mean with `MEAN_FLOOR` of it spread evenly."""
-    return (1 - MEAN_FLOOR) * mean + MEAN_FLOOR / mean.shape[-1]
-
-
-def alpha(mean: Tensor, concentration: Tensor) -> Tensor:
-    """[..., objective] Dirichlet parameters of a mean [..., objective] and concentration [...]."""
-    return concentration[..., None] * floored(mean)
+def floored(mean: Tensor, floor: Tensor) -> Tensor:
+    """[..., objective] the mean, kept above a floor [objective] by taking as much from it."""
+    return (1 - math.fsum(floor.tolist())) * mean + floor
 
 
 def configure_torch() -> None:

@@ -30,35 +30,35 @@ class ContextScale:
     """Running mean and standard deviation of the features, over every request learned from.
 
     Nothing is forgotten, so an outlier must not count as what it is: features are clipped to what
-    was usual before them.
+    was usual before them. Each feature counts for itself: a generation may bring new ones.
 
     Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances", 1979.
     """
 
     def __init__(self, features: int) -> None:
-        self._count = np.zeros(1)
+        self._count = np.zeros(features)
         self._mean = np.zeros(features)
         self._squares = np.zeros(features)
 
     def add(self, features: Floats) -> None:
         """Take in [request, feature] contexts."""
         features = self._clipped(features)
-        count, total = len(features), self._count[0] + len(features)
+        count, total = len(features), self._count + len(features)
         mean = features.mean(axis=0)
         shift = mean - self._mean
         self._squares = (
             self._squares
             + ((features - mean) ** 2).sum(axis=0)
-            + shift**2 * (self._count[0] * count / total)
+            + shift**2 * (self._count * count / total)
         )
         self._mean = self._mean + shift * (count / total)
-        self._count = np.array([total])
+        self._count = total
 
     def mean_and_scale(self) -> tuple[Floats, Floats]:
         """[feature] mean and [feature] standard deviation; 1 where a feature has not varied."""
         mean = np.clip(self._mean, -LARGEST_FEATURE, LARGEST_FEATURE)
-        deviation = np.sqrt(self._squares / max(self._count[0], 1))
+        deviation = np.sqrt(self._squares / np.maximum(self._count, 1))
         varies = (deviation > 1e-9 * np.abs(mean)) & (deviation > LEAST_SCALE)
         return mean, np.where(varies, np.minimum(deviation, LARGEST_FEATURE), 1)
 
@@ -74,10 +74,8 @@ class ContextScale:
 
     def _clipped(self, features: Floats) -> Floats:
         usual = np.clip(features, -LARGEST_FEATURE, LARGEST_FEATURE)
-        if self._count[0] < ENOUGH_CONTEXTS:
-            return usual
         mean, scale = self.mean_and_scale()
-        reach = LARGEST_DEVIATION * scale
+        reach = np.where(self._count < ENOUGH_CONTEXTS, np.inf, LARGEST_DEVIATION * scale)
         return np.asarray(np.clip(usual, mean - reach, mean + reach))
 
 

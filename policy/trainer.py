@@ -20,9 +20,8 @@ from policy.errors import CheckpointRefused
 from policy.fusion import Floats
 from policy.initial import initial_parameters
 from policy.network import (
-    FIXED,
+    MEASURED,
     PolicyNetwork,
-    alpha,
     configure_torch,
     floored,
     mixed_mean,
@@ -247,9 +246,10 @@ class Trainer:
         chase it. The concentration learns with the contextual part.
         """
         heads = self._network.heads(torch.from_numpy(requests.features))
+        total, floor = heads.concentration[..., None], self._network.least_mean
         return _Parts(
-            static=alpha(torch.softmax(heads.static_logits, dim=-1), heads.concentration.detach()),
-            contextual=alpha(torch.softmax(heads.contextual_logits, dim=-1), heads.concentration),
+            static=total.detach() * floored(torch.softmax(heads.static_logits, dim=-1), floor),
+            contextual=total * floored(torch.softmax(heads.contextual_logits, dim=-1), floor),
             apart=torch.log_softmax(heads.contextual_logits, dim=-1)
             - torch.log_softmax(heads.static_logits, dim=-1).detach(),
         )
@@ -322,7 +322,8 @@ class Trainer:
         """[request, opening] rewards of the means that every opening of the gate would serve."""
         with torch.no_grad():
             heads = self._average.heads(torch.from_numpy(requests.features))
-            means = [floored(mixed_mean(heads, opening)) for opening in Gate.OPENINGS]
+            floor = self._average.least_mean
+            means = [floored(mixed_mean(heads, opening), floor) for opening in Gate.OPENINGS]
         weights = dirichlet.simplex_to_weights(
             np.stack([mean.numpy() for mean in means], axis=1), self._floors
         )
@@ -334,7 +335,7 @@ class Trainer:
         mean, scale = self._scale.mean_and_scale()
         gate = np.array([self._gate.opening()])
         for network in (self._network, self._average):
-            for name, value in zip(FIXED, (mean, scale, gate), strict=True):
+            for name, value in zip(MEASURED, (mean, scale, gate), strict=True):
                 network.get_buffer(name).copy_(torch.from_numpy(value))
 
     def _publish(self) -> None:

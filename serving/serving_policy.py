@@ -11,12 +11,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from policy.initial import (
-    CONCENTRATION_BOUNDS,
-    CONTEXT_CLIP,
-    MEAN_FLOOR,
-    initial_parameters,
-)
+from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, initial_parameters
 from policy.schema import Schema
 
 Floats = npt.NDArray[np.float64]
@@ -50,6 +45,10 @@ class ServingPolicy:
     heads_bias: Floats
     """[objective + 1] static and contextual biases, blended by the gate; half of the
     concentration's."""
+    mean_floor: Floats
+    """[objective] the least that the mean can become."""
+    mean_share: float
+    """1 less the sum of `mean_floor`."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -93,6 +92,8 @@ class ServingPolicy:
             hidden1_bias=_frozen(tensors["hidden1_bias"]),
             heads_weight=_frozen(heads_weight),
             heads_bias=_frozen(np.concatenate([bias, 0.5 * tensors["concentration_bias"]])),
+            mean_floor=_frozen(tensors["mean_floor"]),
+            mean_share=1 - math.fsum(tensors["mean_floor"]),
         )
 
     @classmethod
@@ -128,8 +129,8 @@ class ServingPolicy:
         mean = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
         np.exp(mean, out=mean)
         mean /= np.add.accumulate(mean, axis=-1)[:, -1:]
-        mean *= 1 - MEAN_FLOOR
-        mean += MEAN_FLOOR / mean.shape[-1]
+        mean *= self.mean_share
+        mean += self.mean_floor
         # The sigmoid is 0.5 + 0.5 tanh, which cannot overflow.
         concentration = np.tanh(heads[:, -1:])
         concentration *= _LOG_HALF_RANGE

@@ -11,7 +11,14 @@ from grade.v1.parameters_pb2 import ParameterSnapshot
 
 from policy.dirichlet import draw_simplex, keyed_generator, log_density, simplex_to_weights
 from policy.errors import SnapshotRefused
-from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, LEAST_SCALE, parameter_shapes
+from policy.initial import (
+    CONCENTRATION_BOUNDS,
+    CONTEXT_CLIP,
+    LEAST_MEAN_FLOOR,
+    LEAST_SCALE,
+    MEAN_FLOOR,
+    parameter_shapes,
+)
 from policy.schema import Schema
 from serving.serving_policy import ServingPolicy
 
@@ -158,6 +165,8 @@ def _reach(tensors: Mapping[str, Floats]) -> float:
 def _bounds(name: str) -> tuple[float, float]:
     if name == "gate":
         return 0.0, 1.0
+    if name == "mean_floor":
+        return LEAST_MEAN_FLOOR, MEAN_FLOOR
     if name == "feature_scale":
         return LEAST_SCALE, LARGEST_MEASURED
     if name == "feature_mean":

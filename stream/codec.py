@@ -67,6 +67,11 @@ def has_tick_header(headers: Sequence[tuple[str, bytes | None]]) -> bool:
     return any(name == TICK_HEADER[0] for name, _ in headers)
 
 
+def has_boundary_header(headers: Sequence[tuple[str, bytes | None]]) -> bool:
+    """Whether a record says that a generation begins there; its value may be broken."""
+    return any(name == BOUNDARY_HEADER[0] for name, _ in headers)
+
+
 def is_tick(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> bool:
     """Whether a record is a sound tick: it has the tick's header and no value."""
     return not value and has_tick_header(headers)

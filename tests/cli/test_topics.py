@@ -33,12 +33,12 @@ def test_create_then_check(prefix: str) -> None:
     assert created.exit_code == 0
     assert created.stdout.splitlines() == [
         *(f"created {name}" for name in Topics(prefix).all),
-        "9 topics are as they must be, 9 of them new",
+        "10 topics are as they must be, 10 of them new",
     ]
     again = RUN.invoke(app, ["create"])
-    assert again.stdout == "9 topics are as they must be, 0 of them new\n"
+    assert again.stdout == "10 topics are as they must be, 0 of them new\n"
     checked = RUN.invoke(app, ["check"])
-    assert (checked.exit_code, checked.stdout) == (0, "9 topics are as they must be\n")
+    assert (checked.exit_code, checked.stdout) == (0, "10 topics are as they must be\n")
 
 
 def test_check_refuses_other_settings(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:

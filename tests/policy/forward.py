@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP, MEAN_FLOOR
+from policy.initial import CONCENTRATION_BOUNDS, CONTEXT_CLIP
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,7 +39,9 @@ def _alpha(p: Mapping[str, Floats], x: Floats) -> list[float]:
     level = _dot(p["concentration_weight"], h2) + float(p["concentration_bias"][0])
     low, high = map(math.log, CONCENTRATION_BOUNDS)
     concentration = math.exp(low + (high - low) / (1 + math.exp(-level)))
-    return [concentration * ((1 - MEAN_FLOOR) * m + MEAN_FLOOR / len(mean)) for m in mean]
+    floors = [float(each) for each in p["mean_floor"]]
+    share = 1 - math.fsum(floors)
+    return [concentration * (share * m + f) for m, f in zip(mean, floors, strict=True)]
 
 
 def _dot(weights: Floats, values: list[float]) -> float:
@@ -58,5 +60,5 @@ def forward_batch(p: Mapping[str, Floats], x: Floats) -> Floats:
     low, high = map(math.log, CONCENTRATION_BOUNDS)
     level = h2 @ p["concentration_weight"] + p["concentration_bias"]
     concentration = np.exp(low + (high - low) / (1 + np.exp(-level)))
-    floored = (1 - MEAN_FLOOR) * mean + MEAN_FLOOR / mean.shape[-1]
+    floored = (1 - p["mean_floor"].sum()) * mean + p["mean_floor"]
     return np.asarray(concentration[:, None] * floored)

@@ -41,6 +41,7 @@ def made_tensors(schema: Schema, seed: int, *, hidden: int = 8, spread: float = 
     tensors = {name: generator.normal(0, spread, shape) for name, shape in shapes.items()}
     tensors["feature_scale"] = generator.uniform(0.5, 2, shapes["feature_scale"])
     tensors["gate"] = np.array([0.5])
+    tensors["mean_floor"] = generator.uniform(1e-9, 0.02 / schema.n_objectives, schema.n_objectives)
     return tensors
 
 

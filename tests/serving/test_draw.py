@@ -25,10 +25,10 @@ def test_equals_the_reference(
     features = generator.normal(size=(len(request_ids), 3)).astype(np.float32)
     key = DrawKey(seed, "feed", epoch, version)
     requests = [
-        (key, name.encode("utf-8", "surrogatepass"), row)
+        (name.encode("utf-8", "surrogatepass"), row)
         for name, row in zip(request_ids, features, strict=True)
     ]
-    drawn = draw_simplices(requests, alpha, members)
+    drawn = draw_simplices(key, requests, alpha, members)
     for row, name in enumerate(request_ids):
         reference = draw_generator(seed, "feed", epoch, version, name, features[row])
         expected = draw_simplex(reference, alpha[row], members)

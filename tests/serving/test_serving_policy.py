@@ -126,6 +126,7 @@ def test_one_hand_computed_alpha() -> None:
                 "concentration_weight": np.array([0.0]),
                 "concentration_bias": np.array([0.0]),
                 "gate": np.array([1.0]),
+                "mean_floor": np.array([0.01, 0.01]),
             },
         ),
         schema,

@@ -122,6 +122,7 @@ class Standing(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     REWIND_IMPRESSION_GENERATION_FIELD_NUMBER: _builtins.int
     REWIND_CONVERSION_GENERATION_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
     frontier_ms: _builtins.int
     """Every impression before this log time is decided and written. Milliseconds since 1970 UTC. Set by
     the join.
@@ -140,6 +141,8 @@ class Standing(_message.Message):
     """Generation that is in force in the impression log at `rewind`. Set by the join."""
     rewind_conversion_generation: _builtins.int
     """Generation that is in force in the conversion log at `rewind`. Set by the join."""
+    segment: _builtins.int
+    """Which start record this counts from: `Start.segment`. Set by the join."""
     @_builtins.property
     def done(self) -> Global___Cursor:
         """Everything before is decided and written. Set by the join."""
@@ -164,10 +167,11 @@ class Standing(_message.Message):
         counts: Global___Counts | None = ...,
         rewind_impression_generation: _builtins.int = ...,
         rewind_conversion_generation: _builtins.int = ...,
+        segment: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "rewind", b"rewind"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "frontier_ms", b"frontier_ms", "prev", b"prev", "rewind", b"rewind", "rewind_conversion_generation", b"rewind_conversion_generation", "rewind_conversion_time_ms", b"rewind_conversion_time_ms", "rewind_impression_generation", b"rewind_impression_generation", "rewind_impression_time_ms", b"rewind_impression_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "frontier_ms", b"frontier_ms", "prev", b"prev", "rewind", b"rewind", "rewind_conversion_generation", b"rewind_conversion_generation", "rewind_conversion_time_ms", b"rewind_conversion_time_ms", "rewind_impression_generation", b"rewind_impression_generation", "rewind_impression_time_ms", b"rewind_impression_time_ms", "segment", b"segment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,22 +442,34 @@ class Loss(_message.Message):
     IMPRESSIONS_FIELD_NUMBER: _builtins.int
     CONVERSIONS_FIELD_NUMBER: _builtins.int
     PREV_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_MS_FIELD_NUMBER: _builtins.int
     impressions: _builtins.int
     """Impressions that were not decided and are gone."""
     conversions: _builtins.int
     """Conversions that were not decided and are gone."""
     prev: _builtins.int
     """Offset of the last impression whose group had been written, -1 if there is none."""
+    close_time_ms: _builtins.int
+    """Up to which log time groups had been closed: no later group closes before it. Milliseconds since
+    1970 UTC; the smallest int64 if nothing had been closed.
+    """
+    @_builtins.property
+    def done(self) -> Global___Cursor:
+        """Everything before had been decided and written, and is not written again."""
+
     def __init__(
         self,
         *,
         impressions: _builtins.int = ...,
         conversions: _builtins.int = ...,
         prev: _builtins.int = ...,
+        done: Global___Cursor | None = ...,
+        close_time_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversions", b"conversions", "impressions", b"impressions", "prev", b"prev"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time_ms", b"close_time_ms", "conversions", b"conversions", "done", b"done", "impressions", b"impressions", "prev", b"prev"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -473,6 +489,7 @@ class Start(_message.Message):
     COMPUTATION_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy. Set by the join."""
     settings_digest: _builtins.bytes
@@ -481,6 +498,10 @@ class Start(_message.Message):
     """Version of the reward computation. Set by the join."""
     generation: _builtins.int
     """Generation that is in force at `head`. Set by the join."""
+    segment: _builtins.int
+    """0 for the first start of a partition, one more after every accepted loss. Of several starts of
+    one segment the first counts. Set by the join.
+    """
     @_builtins.property
     def head(self) -> Global___Cursor:
         """First offset of both logs when the join first owned the partition. Set by the join."""
@@ -498,10 +519,11 @@ class Start(_message.Message):
         computation: _builtins.int = ...,
         generation: _builtins.int = ...,
         loss: Global___Loss | None = ...,
+        segment: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["computation", b"computation", "generation", b"generation", "head", b"head", "loss", b"loss", "policy", b"policy", "settings_digest", b"settings_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computation", b"computation", "generation", b"generation", "head", b"head", "loss", b"loss", "policy", b"policy", "segment", b"segment", "settings_digest", b"settings_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
