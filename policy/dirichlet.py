@@ -111,7 +111,7 @@ def sample_weights(
 
 def simplex_to_weights(simplex: Floats, floors: Floats) -> Floats:
     """[..., objective] fusion weights of points of the simplex: floor + (1 - sum of floors) x."""
-    return np.asarray(floors + (1 - math.fsum(floors)) * simplex)
+    return np.asarray(floors + (1 - math.fsum(floors.tolist())) * simplex)
 
 
 def weights_to_simplex(weights: npt.ArrayLike, floors: Floats) -> Floats:
@@ -125,7 +125,7 @@ def weights_to_simplex(weights: npt.ArrayLike, floors: Floats) -> Floats:
         [..., objective] float64, kept at least `LEAST_COMPONENT`, then renormalised.
     """
     x = np.asarray(weights, dtype=np.float64) - floors
-    x /= 1 - math.fsum(floors)
+    x /= 1 - math.fsum(floors.tolist())
     return _inside(x)
 
 

@@ -4,6 +4,7 @@ GradeError
 ├── SettingsError        a setting is missing, malformed or out of range
 ├── SchemaError          a policy's schema file is wrong
 ├── InvalidContext       a request's context is not what the schema asks for
+│   └── AnotherSchema    its features are ordered by another schema than the one served
 ├── SnapshotRefused      published parameters may not be served
 ├── CheckpointRefused    a checkpoint file may not be loaded
 ├── LedgerGap            reward groups are missing between two records
@@ -49,6 +50,10 @@ class InvalidContext(GradeError):  # noqa: N818 - named for what it is, as its n
         self.field = field
         self.expected = expected
         self.seen = seen
+
+
+class AnotherSchema(InvalidContext):
+    """A request's features are ordered by another schema than the one that is served."""
 
 
 class SnapshotRefused(GradeError):  # noqa: N818 - as above

@@ -37,24 +37,23 @@ class DrawKey:
         for part in (str(seed), policy, str(epoch), str(version)):
             self._common.update(_length_prefixed(part.encode()))
 
-    def generator(
-        self, request_id: bytes, features: npt.NDArray[np.float32]
-    ) -> np.random.Generator:
+    def generator(self, request_id: bytes, features: bytes) -> np.random.Generator:
         """The generator of one request; it is this thread's, valid until the next call.
 
         Args:
             request_id: the request, as UTF-8.
-            features: [feature] the context.
+            features: the context, as the hexadecimal digits of little-endian float32 numbers.
         """
         digest = self._common.copy()
         digest.update(_length_prefixed(request_id))
-        digest.update(_length_prefixed(features.astype("<f4").tobytes().hex().encode()))
+        digest.update(_length_prefixed(features))
         return _keyed(digest.digest())
 
 
 def draw_simplices(
     key: DrawKey,
-    requests: Sequence[tuple[bytes, npt.NDArray[np.float32]]],
+    request_ids: Sequence[bytes],
+    features: npt.NDArray[np.float32],
     alpha: Floats,
     members: int,
 ) -> Floats:
@@ -62,7 +61,8 @@ def draw_simplices(
 
     Args:
         key: the version's.
-        requests: [request] request_id as UTF-8, and features.
+        request_ids: [request] as UTF-8.
+        features: [request, feature] the contexts.
         alpha: [request, objective] concentration parameters, > 0.
         members: members of a group.
 
@@ -70,11 +70,13 @@ def draw_simplices(
         [request, member, objective] points of the simplex.
     """
     group = (members, alpha.shape[-1])
-    gamma = np.empty((len(requests), *group))
+    gamma = np.empty((len(request_ids), *group))
     exponential = np.empty_like(gamma)
     shifted = alpha + 1
-    for row, (request_id, features) in enumerate(requests):
-        generator = key.generator(request_id, features)
+    digits = features.astype("<f4", copy=False).tobytes().hex().encode()
+    width = 8 * features.shape[-1]
+    for row, request_id in enumerate(request_ids):
+        generator = key.generator(request_id, digits[row * width : (row + 1) * width])
         gamma[row] = generator.standard_gamma(shifted[row], group)
         generator.standard_exponential(out=exponential[row])
     return gammas_to_simplex(gamma, exponential, alpha)

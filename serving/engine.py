@@ -2,19 +2,18 @@
 
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from grade.v1.context_pb2 import Context
 from grade.v1.decision_pb2 import ARM_HOLDOUT, Arm, Decision, SignedDecision
 from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.policy_service_pb2 import DescribePolicyResponse, SampleResponse
 
 from policy.dirichlet import log_density, simplex_to_weights
-from policy.errors import InvalidContext
+from policy.errors import AnotherSchema, InvalidContext
 from policy.fusion import arm
 from policy.initial import LARGEST_FEATURE
 from policy.schema import Schema
@@ -42,10 +41,9 @@ class _Serving:
 class _Request(NamedTuple):
     """A context that has been checked."""
 
-    request_id: str
+    context: Context
     encoded_id: bytes
-    unit_id: str
-    features: npt.NDArray[np.float32]
+    features: list[float]
     arm: "Arm.ValueType"
 
 
@@ -92,13 +90,19 @@ class Engine:
         """The policy that is serving."""
         return self._serving.policy
 
-    def load(self, snapshot: ParameterSnapshot) -> ServingPolicy:
+    def load(
+        self, snapshot: ParameterSnapshot, earlier: Mapping[bytes, Schema] | None = None
+    ) -> ServingPolicy:
         """Check a snapshot and build its policy; what is served does not change.
+
+        Args:
+            snapshot: as published.
+            earlier: schemas of earlier generations by their digests.
 
         Raises:
             SnapshotRefused: naming the check that failed.
         """
-        return load_policy(snapshot, self._schema)
+        return load_policy(snapshot, self._schema, earlier)
 
     def swap(self, policy: ServingPolicy) -> bool:
         """Serve a policy from now on, by one reference assignment.
@@ -145,27 +149,27 @@ class Engine:
             version=policy.version,
         )
 
-    def check_policy(self, policy: str, field: str = "policy") -> None:
-        """Refuse another policy's name.
-
-        Raises:
-            InvalidContext: naming the field.
-        """
-        if policy != self._schema.policy:
-            raise InvalidContext(field, repr(self._schema.policy), repr(policy))
-
     def _ready(self, policy: ServingPolicy) -> _Serving:
         key = DrawKey(self._seed, self._schema.policy, policy.epoch, policy.version)
         return _Serving(policy, key)
 
     def _checked(self, context: Context, where: str) -> _Request:
-        self.check_policy(context.policy, f"{where}.policy")
-        encoded_id = _check_name(context.request_id, f"{where}.request_id")
-        _check_name(context.unit_id, f"{where}.unit_id")
+        schema = self._schema
+        if context.policy != schema.policy:
+            raise InvalidContext(f"{where}.policy", repr(schema.policy), repr(context.policy))
+        encoded_id = context.request_id.encode()
+        if not 1 <= len(encoded_id) <= LONGEST_NAME_BYTES:
+            raise _wrong_name(encoded_id, f"{where}.request_id")
+        unit = context.unit_id.encode()
+        if not 1 <= len(unit) <= LONGEST_NAME_BYTES:
+            raise _wrong_name(unit, f"{where}.unit_id")
+        digest = context.schema_digest
+        if digest and digest != schema.digest:
+            raise AnotherSchema(f"{where}.schema_digest", schema.digest.hex(), digest.hex())
         features = context.features[:]
-        if len(features) != self._schema.n_features:
+        if len(features) != schema.n_features:
             raise InvalidContext(
-                f"{where}.features", f"{self._schema.n_features} numbers", str(len(features))
+                f"{where}.features", f"{schema.n_features} numbers", str(len(features))
             )
         # A sum of float32 numbers in float64 is finite iff all of them are.
         if (
@@ -173,34 +177,33 @@ class Engine:
             or max(features) > LARGEST_FEATURE
             or min(features) < -LARGEST_FEATURE
         ):
-            index = next(i for i, x in enumerate(features) if not abs(x) <= LARGEST_FEATURE)
-            name, seen = self._schema.features[index].name, features[index]
-            kind = f"number in [{-LARGEST_FEATURE:g}, {LARGEST_FEATURE:g}]"
-            expected = f"a {kind if math.isfinite(seen) else 'finite number'} for {name!r}"
-            raise InvalidContext(f"{where}.features[{index}]", expected, f"{seen:g}")
-        return _Request(
-            context.request_id,
-            encoded_id,
-            context.unit_id,
-            np.array(features, dtype=np.float32),
-            arm(self._schema, context.unit_id),
-        )
+            raise self._wrong_feature(features, where)
+        return _Request(context, encoded_id, features, arm(schema, context.unit_id))
+
+    def _wrong_feature(self, features: Sequence[float], where: str) -> InvalidContext:
+        index = next(i for i, x in enumerate(features) if not abs(x) <= LARGEST_FEATURE)
+        name, seen = self._schema.features[index].name, features[index]
+        kind = f"number in [{-LARGEST_FEATURE:g}, {LARGEST_FEATURE:g}]"
+        expected = f"a {kind if math.isfinite(seen) else 'finite number'} for {name!r}"
+        return InvalidContext(f"{where}.features[{index}]", expected, f"{seen:g}")
 
     def _answer(self, serving: _Serving, requests: Sequence[_Request]) -> list[SampleResponse]:
         drawing = [r for r in requests if r.arm != ARM_HOLDOUT]
         groups = iter(self._draw(serving, drawing) if drawing else ())
+        policy, digest = self._schema.policy, self._schema.digest
+        epoch, version = serving.policy.order
         answers = []
         for request in requests:
             group = self._holdout if request.arm == ARM_HOLDOUT else next(groups)
             decision = Decision(
-                policy=self._schema.policy,
-                request_id=request.request_id,
-                unit_id=request.unit_id,
-                epoch=serving.policy.epoch,
-                version=serving.policy.version,
-                schema_digest=self._schema.digest,
+                policy=policy,
+                request_id=request.context.request_id,
+                unit_id=request.context.unit_id,
+                epoch=epoch,
+                version=version,
+                schema_digest=digest,
                 arm=request.arm,
-                features=request.features.tolist(),
+                features=request.features,
                 alpha=group.alpha,
                 weights=group.weights,
                 log_densities=group.log_densities,
@@ -208,21 +211,21 @@ class Engine:
             )
             answers.append(
                 SampleResponse(
-                    policy=decision.policy,
+                    policy=policy,
                     weights=group.weights[self._executed],
                     decision=SignedDecision(payload=encode(decision)),
-                    epoch=decision.epoch,
-                    version=decision.version,
+                    epoch=epoch,
+                    version=version,
                     arm=request.arm,
                 )
             )
         return answers
 
     def _draw(self, serving: _Serving, requests: Sequence[_Request]) -> Iterable[_Group]:
-        alpha = serving.policy.alpha(np.array([r.features for r in requests]))
-        simplices = draw_simplices(
-            serving.key, [(r.encoded_id, r.features) for r in requests], alpha, self._members
-        )
+        features = np.array([r.features for r in requests], dtype=np.float32)
+        alpha = serving.policy.alpha(features)
+        names = [r.encoded_id for r in requests]
+        simplices = draw_simplices(serving.key, names, features, alpha, self._members)
         weights = simplex_to_weights(simplices, self._floors).astype(np.float32)
         densities = log_density(weights, alpha[:, None, :], self._floors)
         rows = weights.reshape(len(requests), -1)
@@ -231,9 +234,6 @@ class Engine:
         )
 
 
-def _check_name(name: str, field: str) -> bytes:
-    encoded = name.encode()
-    if not 1 <= len(encoded) <= LONGEST_NAME_BYTES:
-        seen = f"{len(encoded)} bytes, beginning {name[:16]!r}" if encoded else "none"
-        raise InvalidContext(field, f"1 to {LONGEST_NAME_BYTES} bytes of UTF-8", seen)
-    return encoded
+def _wrong_name(encoded: bytes, field: str) -> InvalidContext:
+    seen = f"{len(encoded)} bytes, beginning {encoded.decode()[:16]!r}" if encoded else "none"
+    return InvalidContext(field, f"1 to {LONGEST_NAME_BYTES} bytes of UTF-8", seen)

@@ -21,6 +21,7 @@ from kafka.errors import KafkaError
 
 from policy.errors import SnapshotRefused, TopicError
 from serving import metrics
+from serving.earlier_schemas import EarlierSchemas
 from serving.engine import Engine
 from serving.serving_policy import ServingPolicy
 from serving.snapshot_file import read_snapshot, write_snapshot
@@ -32,6 +33,7 @@ from stream.connection import (
     open_consumer,
     partitions_of,
 )
+from stream.topics import Topics
 
 State = Literal["connecting", "catching_up", "following", "away", "stopped", "failed"]
 
@@ -56,6 +58,7 @@ log = structlog.get_logger(__name__)
 class Swap(NamedTuple):
     """One line of the swap log."""
 
+    policy: str
     epoch: int
     version: int
     slot: int
@@ -83,18 +86,20 @@ class ParametersFollower:
     Args:
         engine: whose policy is swapped.
         connection: how to reach Kafka.
-        topic: the parameters topic, one partition.
+        topics: names of the policy's topics: parameters, one partition, and generations.
         file: where the last good snapshot is kept; None keeps none.
     """
 
     def __init__(
-        self, engine: Engine, connection: Connection, topic: str, file: Path | None
+        self, engine: Engine, connection: Connection, topics: Topics, file: Path | None
     ) -> None:
         self._engine = engine
         self._connection = dataclasses.replace(
             connection, timeout_s=min(connection.timeout_s, _ATTEMPT_S)
         )
-        self._partition = TopicPartition(topic, 0)
+        self._partition = TopicPartition(topics.parameters, 0)
+        self._earlier = EarlierSchemas(self._connection, topics, engine.schema)
+        self._policy = engine.schema.policy
         self._file = file
         self._position: int | None = None
         self._state: State = "connecting"
@@ -109,7 +114,9 @@ class ParametersFollower:
         self._written = -_FILE_INTERVAL_S
         self._caught_up = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="parameters", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"parameters-{self._policy}", daemon=True
+        )
 
     def start(self) -> None:
         """Begin to follow, in a thread of its own."""
@@ -209,7 +216,12 @@ class ParametersFollower:
             self._caught_up.set()
             if not self._stopping.is_set():
                 self._state, self._trouble = "following", ""
-                log.info("parameters_caught_up", offset=end, version=self._engine.policy.version)
+                log.info(
+                    "parameters_caught_up",
+                    policy=self._policy,
+                    offset=end,
+                    version=self._engine.policy.version,
+                )
             while not self._stopping.is_set():
                 self._load_newest(list(self._candidates(self._poll(consumer))))
                 self._position = consumer.position(self._partition)
@@ -273,7 +285,7 @@ class ParametersFollower:
             except SnapshotRefused as error:
                 self._refuse(error, where=_where(record))
                 continue
-            if key.policy == self._engine.schema.policy:
+            if key.policy == self._policy:
                 yield _Candidate(key.epoch, key.version, record.offset, record)
 
     def _load_newest(self, candidates: list[_Candidate]) -> None:
@@ -288,12 +300,15 @@ class ParametersFollower:
                 return
             try:
                 snapshot = _decode(candidate.record)
-                policy = self._engine.load(snapshot)
+                earlier = self._earlier.for_digest(snapshot.schema_digest)
+                policy = self._engine.load(snapshot, earlier)
             except SnapshotRefused as error:
                 self._refuse(error, where=_where(candidate.record))
                 continue
             if self._swap(policy, record_ms=candidate.record.timestamp):
                 self._unwritten = snapshot
+                if snapshot.schema_digest in earlier:
+                    metrics.ADOPTED.labels(policy=self._policy).inc()
             return
 
     def _swap(self, policy: ServingPolicy, record_ms: int | None) -> bool:
@@ -303,22 +318,31 @@ class ParametersFollower:
             wall_ms = time.time() * 1000
             self._swapped = time.monotonic()
             self._swaps.append(
-                Swap(policy.epoch, policy.version, policy.slot, policy.slot_ms, wall_ms, record_ms)
+                Swap(
+                    self._policy,
+                    policy.epoch,
+                    policy.version,
+                    policy.slot,
+                    policy.slot_ms,
+                    wall_ms,
+                    record_ms,
+                )
             )
             # Inside the lock: another thread's older version must not overwrite a newer one's.
-            metrics.EPOCH.set(policy.epoch)
-            metrics.VERSION.set(policy.version)
-        metrics.SWAPS.inc()
-        log.debug("policy_swapped", epoch=policy.epoch, version=policy.version)
+            metrics.EPOCH.labels(policy=self._policy).set(policy.epoch)
+            metrics.VERSION.labels(policy=self._policy).set(policy.version)
+        metrics.SWAPS.labels(policy=self._policy).inc()
+        log.debug("policy_swapped", policy=self._policy, epoch=policy.epoch, version=policy.version)
         return True
 
     def _refuse(self, error: SnapshotRefused, where: str) -> None:
         with self._lock:
             self._refused[error.check] = self._refused.get(error.check, 0) + 1
             self._last_refused = f"{where}: {error}"
-        metrics.REFUSED.labels(check=error.check).inc()
+        metrics.REFUSED.labels(policy=self._policy, check=error.check).inc()
         log.error(
             "snapshot_refused",
+            policy=self._policy,
             where=where,
             check=error.check,
             expected=error.expected,
@@ -330,7 +354,12 @@ class ParametersFollower:
     def _away(self, error: Exception) -> None:
         trouble = str(error) or type(error).__name__
         if self._state != "away":
-            log.warning("kafka_away", trouble=trouble, kafka_age_s=round(self.kafka_age_s(), 3))
+            log.warning(
+                "kafka_away",
+                policy=self._policy,
+                trouble=trouble,
+                kafka_age_s=round(self.kafka_age_s(), 3),
+            )
         self._state, self._trouble = "away", trouble
 
     def _write_file(self, *, now: bool = False) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Set
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 from grade.v1.parameters_pb2 import ParameterSnapshot
 
+from policy.adoption import adopt_parameters
 from policy.dirichlet import draw_simplex, keyed_generator, log_density, simplex_to_weights
 from policy.errors import SnapshotRefused
 from policy.initial import (
@@ -42,12 +43,16 @@ _RANDOM_PROBES = 16
 _PROBE_MEMBERS = 4
 
 
-def load_policy(snapshot: ParameterSnapshot, schema: Schema) -> ServingPolicy:
+def load_policy(
+    snapshot: ParameterSnapshot, schema: Schema, earlier: Mapping[bytes, Schema] | None = None
+) -> ServingPolicy:
     """Check a snapshot and build the policy that it describes.
 
     Args:
         snapshot: as published.
         schema: the schema that is served.
+        earlier: schemas of earlier generations by their digests; what was learned under one of them
+            is carried over to the served one.
 
     Raises:
         SnapshotRefused: naming the first check that failed: `policy`, `version`, `checksum`,
@@ -67,15 +72,21 @@ def load_policy(snapshot: ParameterSnapshot, schema: Schema) -> ServingPolicy:
         f"sha256 {_short(snapshot.parameters_sha256)} of the parameters",
         f"{_short(digest)} over {len(snapshot.parameters)} bytes",
     )
-    _expect(
-        "schema",
-        snapshot.schema_digest == schema.digest,
-        f"schema digest {_short(schema.digest)}",
-        _short(snapshot.schema_digest),
-    )
-    tensors = _tensors(snapshot.parameters, schema)
+    learned_under = {**(earlier or {}), schema.digest: schema}.get(snapshot.schema_digest)
+    if learned_under is None:
+        known = " or an earlier generation's" if earlier else ""
+        _refuse(
+            "schema",
+            f"schema digest {_short(schema.digest)}{known}",
+            _short(snapshot.schema_digest),
+        )
+    tensors = _tensors(snapshot.parameters, learned_under)
     _check_finite(tensors)
     _check_bounds(tensors)
+    if learned_under != schema:
+        tensors = adopt_parameters(tensors, learned_under, schema)
+        _check_finite(tensors)
+        _check_bounds(tensors)
     policy = ServingPolicy.from_tensors(
         tensors,
         epoch=snapshot.epoch,
@@ -252,7 +263,7 @@ def _expect(check: str, holds: bool, expected: str, seen: str) -> None:
         _refuse(check, expected, seen)
 
 
-def _refuse(check: str, expected: str, seen: str) -> None:
+def _refuse(check: str, expected: str, seen: str) -> NoReturn:
     raise SnapshotRefused(check, expected, seen)
 
 
