@@ -12,11 +12,13 @@ from grade.v1.context_pb2 import Context
 from grade.v1.decision_pb2 import ARM_HOLDOUT, Arm, Decision, SignedDecision
 from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.policy_service_pb2 import DescribePolicyResponse, SampleResponse
+from grade.v1.refused_pb2 import Reason
 
 from policy.dirichlet import log_density, simplex_to_weights
-from policy.errors import InvalidContext
+from policy.errors import InvalidContext, quoted
 from policy.fusion import arm
 from policy.initial import LARGEST_FEATURE
+from policy.names import has_control_character
 from policy.schema import Schema
 from serving.draw import DrawKey, draw_simplices
 from serving.serving_policy import ServingPolicy
@@ -152,7 +154,8 @@ class Engine:
             InvalidContext: naming the field.
         """
         if policy != self._schema.policy:
-            raise InvalidContext(field, repr(self._schema.policy), repr(policy))
+            reason = Reason.REASON_UNKNOWN_POLICY if policy else Reason.REASON_MISSING_FIELD
+            raise InvalidContext(field, repr(self._schema.policy), quoted(policy), reason)
 
     def _ready(self, policy: ServingPolicy) -> _Serving:
         key = DrawKey(self._seed, self._schema.policy, policy.epoch, policy.version)
@@ -165,7 +168,10 @@ class Engine:
         features = context.features[:]
         if len(features) != self._schema.n_features:
             raise InvalidContext(
-                f"{where}.features", f"{self._schema.n_features} numbers", str(len(features))
+                f"{where}.features",
+                f"{self._schema.n_features} numbers",
+                str(len(features)),
+                Reason.REASON_WRONG_DIMENSION,
             )
         # A sum of float32 numbers in float64 is finite iff all of them are.
         if (
@@ -175,9 +181,12 @@ class Engine:
         ):
             index = next(i for i, x in enumerate(features) if not abs(x) <= LARGEST_FEATURE)
             name, seen = self._schema.features[index].name, features[index]
-            kind = f"number in [{-LARGEST_FEATURE:g}, {LARGEST_FEATURE:g}]"
-            expected = f"a {kind if math.isfinite(seen) else 'finite number'} for {name!r}"
-            raise InvalidContext(f"{where}.features[{index}]", expected, f"{seen:g}")
+            kind, reason = "finite number", Reason.REASON_NOT_FINITE
+            if math.isfinite(seen):
+                kind = f"number in [{-LARGEST_FEATURE:g}, {LARGEST_FEATURE:g}]"
+                reason = Reason.REASON_OUT_OF_RANGE
+            expected = f"a {kind} for {name!r}"
+            raise InvalidContext(f"{where}.features[{index}]", expected, f"{seen:g}", reason)
         return _Request(
             context.request_id,
             encoded_id,
@@ -235,5 +244,8 @@ def _check_name(name: str, field: str) -> bytes:
     encoded = name.encode()
     if not 1 <= len(encoded) <= LONGEST_NAME_BYTES:
         seen = f"{len(encoded)} bytes, beginning {name[:16]!r}" if encoded else "none"
-        raise InvalidContext(field, f"1 to {LONGEST_NAME_BYTES} bytes of UTF-8", seen)
+        reason = Reason.REASON_OUT_OF_RANGE if encoded else Reason.REASON_MISSING_FIELD
+        raise InvalidContext(field, f"1 to {LONGEST_NAME_BYTES} bytes of UTF-8", seen, reason)
+    if not name.isprintable() and has_control_character(name):
+        raise InvalidContext(field, "no control characters", repr(name), Reason.REASON_BAD_NAME)
     return encoded

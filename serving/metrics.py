@@ -18,8 +18,13 @@ DECISIONS: Final = Counter(
 SWAPS: Final = Counter("grade_serving_swaps_total", "Policy versions swapped in.")
 REFUSED: Final = Counter(
     "grade_serving_snapshots_refused_total",
-    "Snapshots that were not served, by the check that they failed.",
-    ["check"],
+    "Snapshots that were not served, by the check that they failed and the reason.",
+    ["check", "reason"],
+)
+CALLS_REFUSED: Final = Counter(
+    "grade_serving_calls_refused_total",
+    "Calls that asked for what cannot be answered, by reason.",
+    ["reason"],
 )
 EPOCH: Final = Gauge("grade_serving_epoch", "Epoch of the serving version; 0 is the baseline's.")
 VERSION: Final = Gauge("grade_serving_version", "The serving version; 0 is the declared baseline.")

@@ -14,6 +14,7 @@ from grade.v1.policy_service_pb2 import (
     SampleResponse,
 )
 from grade.v1.policy_service_pb2_grpc import PolicyServiceServicer
+from grade.v1.refused_pb2 import Reason
 
 from policy.errors import InvalidContext
 from serving import metrics
@@ -67,7 +68,10 @@ class PolicyServicer(PolicyServiceServicer):
         self._engine.check_policy(request.policy)
         if len(request.requests) > LARGEST_BATCH:
             raise InvalidContext(
-                "requests", f"at most {LARGEST_BATCH} requests", str(len(request.requests))
+                "requests",
+                f"at most {LARGEST_BATCH} requests",
+                str(len(request.requests)),
+                Reason.REASON_TOO_LARGE,
             )
         responses = self._engine.sample_batch([r.context for r in request.requests])
         _count(responses)

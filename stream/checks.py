@@ -1,16 +1,16 @@
 """Checks of one value of an input record; what fails becomes a refusal with its reason."""
 
-import re
 from collections.abc import Collection
 from math import isfinite
 from typing import NamedTuple
 
 from grade.v1.refused_pb2 import Reason
 
+from policy.names import has_control_character
+
 LATEST_MS = 4_102_444_800_000
 """Midnight of 1 January 2100 UTC. What is later was written in another unit."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONGEST_SHOWN = 60
 
 
@@ -66,7 +66,7 @@ def check_name(field: str, name: str, what: str, longest: int) -> None:
         raise Invalid(
             Reason.REASON_OUT_OF_RANGE, field, f"at most {longest} bytes", f"{size} bytes"
         )
-    if _CONTROL.search(name):
+    if has_control_character(name):
         raise Invalid(Reason.REASON_BAD_NAME, field, "no control characters", shown(name))
 
 

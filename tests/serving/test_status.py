@@ -22,6 +22,7 @@ from grade.v1.policy_service_pb2_grpc import (
     PolicyServiceStub,
     add_PolicyServiceServicer_to_server,
 )
+from grade.v1.refused_pb2 import Reason
 from prometheus_client import REGISTRY
 
 from policy.errors import GradeError, InvalidContext, OffsetGap, SnapshotRefused
@@ -107,12 +108,16 @@ def _count(code: str) -> float:
     ("error", "code", "message"),
     [
         (
-            InvalidContext("context.policy", "'a'", "'b'"),
+            InvalidContext("context.policy", "'a'", "'b'", Reason.REASON_UNKNOWN_POLICY),
             grpc.StatusCode.INVALID_ARGUMENT,
             "context.policy: expected 'a', seen 'b'",
         ),
         (NotServing("starting"), grpc.StatusCode.UNAVAILABLE, "starting"),
-        (SnapshotRefused("finite", "a", "b"), grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE),
+        (
+            SnapshotRefused("finite", "a", "b", Reason.REASON_NOT_FINITE),
+            grpc.StatusCode.INTERNAL,
+            INTERNAL_MESSAGE,
+        ),
         (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE),
     ],
 )
