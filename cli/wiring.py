@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from grade.v1.generation_pb2 import Generation
+from grade.v1.refused_pb2 import Reason
 
 from cli.settings import Settings
 from policy.errors import SchemaError, SettingsError
@@ -37,12 +38,16 @@ def policies(settings: Settings) -> list[tuple[Schema, Topics]]:
         if schema.policy in found:
             raise SchemaError(
                 f"{file}: policy: expected another name than that of {found[schema.policy]}, "
-                f"seen {schema.policy!r} again"
+                f"seen {schema.policy!r} again",
+                Reason.REASON_REPEATED_NAME,
             )
         found[schema.policy] = file
         schemas.append(schema)
     if not schemas:
-        raise SchemaError(f"{path}: expected a schema file or a folder of them (*.toml), seen none")
+        raise SchemaError(
+            f"{path}: expected a schema file or a folder of them (*.toml), seen an empty one",
+            Reason.REASON_UNAVAILABLE,
+        )
     return [(schema, Topics(f"{settings.topic_prefix}.{schema.policy}")) for schema in schemas]
 
 

@@ -1,6 +1,5 @@
 """From contexts to decisions: the serving policy and the draw. No gRPC, Kafka or clock here."""
 
-import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,22 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 from grade.v1.context_pb2 import Context
-from grade.v1.decision_pb2 import ARM_HOLDOUT, Arm, Decision, SignedDecision
+from grade.v1.decision_pb2 import ARM_HOLDOUT, Decision, SignedDecision
 from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.policy_service_pb2 import DescribePolicyResponse, SampleResponse
 
 from policy.dirichlet import log_density, simplex_to_weights
-from policy.errors import AnotherSchema, InvalidContext
-from policy.fusion import arm
-from policy.initial import LARGEST_FEATURE
 from policy.schema import Schema
+from serving.checked_context import CheckedContext, check_context
 from serving.draw import DrawKey, draw_simplices
 from serving.serving_policy import ServingPolicy
 from serving.snapshot import load_policy
 from stream.codec import encode
-
-LONGEST_NAME_BYTES = 128
-"""Of request_id and unit_id, in UTF-8."""
 
 EXECUTED = 0
 """The member that ranks. Members are independent draws of one density, so any fixed index is as
@@ -36,15 +30,6 @@ class _Serving:
 
     policy: ServingPolicy
     key: DrawKey
-
-
-class _Request(NamedTuple):
-    """A context that has been checked."""
-
-    context: Context
-    encoded_id: bytes
-    features: list[float]
-    arm: "Arm.ValueType"
 
 
 class _Group(NamedTuple):
@@ -123,7 +108,7 @@ class Engine:
         Raises:
             InvalidContext: naming the field.
         """
-        return self._answer(self._serving, [self._checked(context, "context")])[0]
+        return self._answer(self._serving, [check_context(context, self._schema, "context")])[0]
 
     def sample_batch(self, contexts: Sequence[Context]) -> list[SampleResponse]:
         """Decide many requests with one version; each answer equals `sample`'s byte for byte.
@@ -132,7 +117,10 @@ class Engine:
             InvalidContext: naming the request's index and the field.
         """
         serving = self._serving
-        requests = [self._checked(c, f"requests[{i}].context") for i, c in enumerate(contexts)]
+        requests = [
+            check_context(context, self._schema, f"requests[{index}].context")
+            for index, context in enumerate(contexts)
+        ]
         return self._answer(serving, requests)
 
     def describe(self) -> DescribePolicyResponse:
@@ -153,41 +141,9 @@ class Engine:
         key = DrawKey(self._seed, self._schema.policy, policy.epoch, policy.version)
         return _Serving(policy, key)
 
-    def _checked(self, context: Context, where: str) -> _Request:
-        schema = self._schema
-        if context.policy != schema.policy:
-            raise InvalidContext(f"{where}.policy", repr(schema.policy), repr(context.policy))
-        encoded_id = context.request_id.encode()
-        if not 1 <= len(encoded_id) <= LONGEST_NAME_BYTES:
-            raise _wrong_name(encoded_id, f"{where}.request_id")
-        unit = context.unit_id.encode()
-        if not 1 <= len(unit) <= LONGEST_NAME_BYTES:
-            raise _wrong_name(unit, f"{where}.unit_id")
-        digest = context.schema_digest
-        if digest and digest != schema.digest:
-            raise AnotherSchema(f"{where}.schema_digest", schema.digest.hex(), digest.hex())
-        features = context.features[:]
-        if len(features) != schema.n_features:
-            raise InvalidContext(
-                f"{where}.features", f"{schema.n_features} numbers", str(len(features))
-            )
-        # A sum of float32 numbers in float64 is finite iff all of them are.
-        if (
-            not math.isfinite(sum(features))
-            or max(features) > LARGEST_FEATURE
-            or min(features) < -LARGEST_FEATURE
-        ):
-            raise self._wrong_feature(features, where)
-        return _Request(context, encoded_id, features, arm(schema, context.unit_id))
-
-    def _wrong_feature(self, features: Sequence[float], where: str) -> InvalidContext:
-        index = next(i for i, x in enumerate(features) if not abs(x) <= LARGEST_FEATURE)
-        name, seen = self._schema.features[index].name, features[index]
-        kind = f"number in [{-LARGEST_FEATURE:g}, {LARGEST_FEATURE:g}]"
-        expected = f"a {kind if math.isfinite(seen) else 'finite number'} for {name!r}"
-        return InvalidContext(f"{where}.features[{index}]", expected, f"{seen:g}")
-
-    def _answer(self, serving: _Serving, requests: Sequence[_Request]) -> list[SampleResponse]:
+    def _answer(
+        self, serving: _Serving, requests: Sequence[CheckedContext]
+    ) -> list[SampleResponse]:
         drawing = [r for r in requests if r.arm != ARM_HOLDOUT]
         groups = iter(self._draw(serving, drawing) if drawing else ())
         policy, digest = self._schema.policy, self._schema.digest
@@ -221,7 +177,7 @@ class Engine:
             )
         return answers
 
-    def _draw(self, serving: _Serving, requests: Sequence[_Request]) -> Iterable[_Group]:
+    def _draw(self, serving: _Serving, requests: Sequence[CheckedContext]) -> Iterable[_Group]:
         features = np.array([r.features for r in requests], dtype=np.float32)
         alpha = serving.policy.alpha(features)
         names = [r.encoded_id for r in requests]
@@ -232,8 +188,3 @@ class Engine:
         return map(
             _Group._make, zip(alpha.tolist(), rows.tolist(), densities.tolist(), strict=True)
         )
-
-
-def _wrong_name(encoded: bytes, field: str) -> InvalidContext:
-    seen = f"{len(encoded)} bytes, beginning {encoded.decode()[:16]!r}" if encoded else "none"
-    return InvalidContext(field, f"1 to {LONGEST_NAME_BYTES} bytes of UTF-8", seen)

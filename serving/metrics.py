@@ -11,8 +11,13 @@ CALLS: Final = CallFigures()
 SWAPS: Final = Counter("grade_serving_swaps_total", "Policy versions swapped in.", ["policy"])
 REFUSED: Final = Counter(
     "grade_serving_snapshots_refused_total",
-    "Snapshots that were not served, by the check that they failed.",
-    ["policy", "check"],
+    "Snapshots that were not served, by the check that they failed and the reason.",
+    ["policy", "check", "reason"],
+)
+CALLS_REFUSED: Final = Counter(
+    "grade_serving_calls_refused_total",
+    "Calls that asked for what cannot be answered, by reason.",
+    ["policy", "reason"],
 )
 ADOPTED: Final = Counter(
     "grade_serving_snapshots_adopted_total",

@@ -8,7 +8,7 @@ import dataclasses
 import heapq
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -16,14 +16,16 @@ from typing import Any, Final, Literal, NamedTuple
 import structlog
 from google.protobuf.message import DecodeError
 from grade.v1.parameters_pb2 import ParameterSnapshot
+from grade.v1.refused_pb2 import Reason
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from policy.errors import SnapshotRefused, TopicError
+from policy.errors import SnapshotRefused, TopicError, quoted, reason_name
 from serving import metrics
 from serving.earlier_schemas import EarlierSchemas
 from serving.engine import Engine
 from serving.serving_policy import ServingPolicy
+from serving.snapshot import LARGEST_EPOCH, LARGEST_VERSION
 from serving.snapshot_file import read_snapshot, write_snapshot
 from stream.connection import (
     Connection,
@@ -104,7 +106,7 @@ class ParametersFollower:
         self._position: int | None = None
         self._state: State = "connecting"
         self._trouble = ""
-        self._refused: dict[str, int] = {}
+        self._refused: Counter[tuple[str, str]] = Counter()
         self._last_refused = ""
         self._heard: float | None = None
         self._swapped = time.monotonic()
@@ -172,7 +174,11 @@ class ParametersFollower:
     def health(self) -> dict[str, Any]:
         """What an operator wants to know, as JSON."""
         with self._lock:
-            refused = dict(self._refused)
+            refused = self._refused.copy()
+        by_check, by_reason = Counter[str](), Counter[str]()
+        for (check, reason), count in refused.items():
+            by_check[check] += count
+            by_reason[reason] += count
         policy = self._engine.policy
         return {
             "epoch": policy.epoch,
@@ -181,8 +187,9 @@ class ParametersFollower:
             "kafka": self._state,
             "kafka_age_s": round(self.kafka_age_s(), 3),
             "kafka_trouble": self._trouble,
-            "refused": sum(refused.values()),
-            "refused_by_check": refused,
+            "refused": refused.total(),
+            "refused_by_check": dict(by_check),
+            "refused_by_reason": dict(by_reason),
             "last_refused": self._last_refused,
         }
 
@@ -336,15 +343,17 @@ class ParametersFollower:
         return True
 
     def _refuse(self, error: SnapshotRefused, where: str) -> None:
+        reason = reason_name(error.reason)
         with self._lock:
-            self._refused[error.check] = self._refused.get(error.check, 0) + 1
+            self._refused[error.check, reason] += 1
             self._last_refused = f"{where}: {error}"
-        metrics.REFUSED.labels(policy=self._policy, check=error.check).inc()
+        metrics.REFUSED.labels(policy=self._policy, check=error.check, reason=reason).inc()
         log.error(
             "snapshot_refused",
             policy=self._policy,
             where=where,
             check=error.check,
+            reason=reason,
             expected=error.expected,
             seen=error.seen,
             serving_epoch=self._engine.policy.epoch,
@@ -388,23 +397,43 @@ class _Key(NamedTuple):
 def _parse_key(key: bytes | None) -> _Key:
     """The key policy/epoch/version of a record of the parameters topic."""
     parts = (key or b"").decode(errors="replace").split("/")
-    if len(parts) == 3 and all(p.isdecimal() and len(p) <= _MOST_DIGITS for p in parts[1:]):
-        return _Key(parts[0], int(parts[1]), int(parts[2]))
+    numbers = all(p.isascii() and p.isdecimal() and len(p) <= _MOST_DIGITS for p in parts[1:])
+    if len(parts) == 3 and numbers:
+        found = _Key(parts[0], int(parts[1]), int(parts[2]))
+        # Here, so that they take no place among the newest.
+        if found.epoch > LARGEST_EPOCH or found.version > LARGEST_VERSION:
+            raise SnapshotRefused(
+                "key",
+                f"an epoch of at most {LARGEST_EPOCH} and a version of at most {LARGEST_VERSION}",
+                f"epoch {found.epoch} and version {found.version}",
+                Reason.REASON_OUT_OF_RANGE,
+            )
+        return found
     seen = repr(key) if key is None or len(key) <= _LONGEST_SHOWN else f"{len(key)} bytes"
-    raise SnapshotRefused("key", "a key policy/epoch/version", seen)
+    raise SnapshotRefused("key", "a key policy/epoch/version", seen, Reason.REASON_WRONG_KEY)
 
 
 def _decode(record: Any) -> ParameterSnapshot:
+    if not record.value:
+        raise SnapshotRefused(
+            "decode", "a serialized ParameterSnapshot", "0 bytes", Reason.REASON_NULL_VALUE
+        )
     try:
         snapshot = ParameterSnapshot.FromString(record.value)
     except DecodeError:
         raise SnapshotRefused(
-            "decode", "a serialized ParameterSnapshot", f"{len(record.value)} other bytes"
+            "decode",
+            "a serialized ParameterSnapshot",
+            f"{len(record.value)} other bytes",
+            Reason.REASON_UNDECODABLE,
         ) from None
     key = _Key(snapshot.policy, snapshot.epoch, snapshot.version)
     if key != _parse_key(record.key):
         raise SnapshotRefused(
-            "key", f"a snapshot of {record.key.decode()}", "/".join(map(str, key))
+            "key",
+            f"a snapshot of {record.key.decode()}",
+            quoted("/".join(map(str, key))),
+            Reason.REASON_WRONG_KEY,
         )
     return snapshot
 

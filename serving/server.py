@@ -15,12 +15,12 @@ from grade.v1.policy_service_pb2_grpc import add_PolicyServiceServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from policy.errors import SettingsError
 from policy.schema import Schema
 from serving import metrics
 from serving.engine import Engine
 from serving.reload import ParametersFollower
 from serving.servicer import Ages, PolicyServicer
+from serving.shared_port import address_of, address_taken
 from serving.status import StatusInterceptor
 from stream.connection import Connection
 from stream.topics import Topics
@@ -106,7 +106,9 @@ class PolicyServer:
         return self._engines
 
     def start(self) -> None:
-        """Listen and begin to read the parameters topics; health says NOT_SERVING until `get_ready`.
+        """Listen, and begin to read the parameters topics.
+
+        Health says NOT_SERVING until `get_ready`.
 
         Raises:
             SettingsError: the address cannot be listened on.
@@ -192,17 +194,12 @@ class PolicyServer:
 
     def _listen(self, server: grpc.Server) -> int:
         host, port = self._settings.host, self._settings.port
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = int(server.add_insecure_port(address))
+            bound = int(server.add_insecure_port(address_of(host, port)))
         except RuntimeError:
             bound = 0
         if bound == 0:
-            raise SettingsError(
-                f"serve_host and serve_port: expected an address that is free, seen {address}, "
-                "which cannot be listened on (in use, or not this machine's); "
-                "choose another port, or 0 for any"
-            )
+            raise address_taken(host, port, "in use, or not this machine's")
         return bound
 
     def _wait_caught_up(self, give_up: threading.Event | None) -> dict[str, ParametersFollower]:

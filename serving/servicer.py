@@ -14,9 +14,11 @@ from grade.v1.policy_service_pb2 import (
     SampleResponse,
 )
 from grade.v1.policy_service_pb2_grpc import PolicyServiceServicer
+from grade.v1.refused_pb2 import Reason
 
 from policy.errors import InvalidContext
 from serving import metrics
+from serving.checked_context import unknown_policy
 from serving.engine import Engine
 from serving.status import NotServing
 
@@ -70,7 +72,10 @@ class PolicyServicer(PolicyServiceServicer):
         engine = self._engine(request.policy, "policy")
         if len(request.requests) > LARGEST_BATCH:
             raise InvalidContext(
-                "requests", f"at most {LARGEST_BATCH} requests", str(len(request.requests))
+                "requests",
+                f"at most {LARGEST_BATCH} requests",
+                str(len(request.requests)),
+                Reason.REASON_TOO_LARGE,
             )
         responses = engine.sample_batch([r.context for r in request.requests])
         _count(request.policy, responses)
@@ -87,8 +92,7 @@ class PolicyServicer(PolicyServiceServicer):
     def _engine(self, policy: str, field: str) -> Engine:
         engine = self._engines.get(policy)
         if engine is None:
-            known = " or ".join(map(repr, self._engines))
-            raise InvalidContext(field, known, repr(policy))
+            raise unknown_policy(policy, self._engines, field)
         return engine
 
     def _check_ready(self) -> None:

@@ -126,7 +126,7 @@ class ServingPolicy:
         heads = np.matvec(self.heads_weight, hidden)
         heads += self.heads_bias
         logits = heads[:, :-1]
-        mean = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+        mean: Floats = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
         np.exp(mean, out=mean)
         mean /= np.add.accumulate(mean, axis=-1)[:, -1:]
         mean *= self.mean_share
