@@ -10,6 +10,7 @@ import numpy.typing as npt
 import safetensors.numpy
 import typer
 from grade.v1.parameters_pb2 import ParameterSnapshot
+from grade.v1.refused_pb2 import Reason
 
 from cli.settings import Settings, load_settings
 from cli.versions import far_enough, read_known
@@ -61,7 +62,10 @@ def export_policy(
     of = known.schema_of(recorded.version)
     if of is None:
         raise SnapshotRefused(
-            "schema", f"the schema of generation {recorded.version.generation}", "none"
+            "schema",
+            f"the schema of generation {recorded.version.generation}",
+            "none",
+            Reason.REASON_UNKNOWN_SCHEMA,
         )
     load_policy(snapshot, of)
     content = PolicyFile(
@@ -74,7 +78,9 @@ def export_policy(
     try:
         checksum = policy_file.write(file, content)
     except OSError as error:
-        raise SettingsError(f"{file}: expected a file to write, seen: {error.strerror}") from None
+        raise SettingsError(
+            f"{file}: expected a file to write, seen: {error.strerror}", Reason.REASON_UNAVAILABLE
+        ) from None
     typer.echo(
         f"version {name_of(recorded.id)} of policy {of.policy!r} is in {file} "
         f"({file.stat().st_size} bytes, sha256 {checksum.hex()[:16]}…)"
@@ -99,7 +105,8 @@ def import_policy(
     if source.schema.policy != target.policy:
         raise PolicyFileRefused(
             f"{file}: expected a file of policy {target.policy!r}, seen one of "
-            f"{source.schema.policy!r}"
+            f"{source.schema.policy!r}",
+            Reason.REASON_UNKNOWN_POLICY,
         )
     parameters = _adopted(source, target)
     connection = Connection(settings.bootstrap_servers, client_id="grade-import")
@@ -178,7 +185,8 @@ def _require_broker_time(settings: Settings) -> None:
     if settings.timestamps == "event":
         raise SettingsError(
             "timestamps: expected 'broker' to begin another generation, seen 'event': in a history "
-            "that carries its own time a boundary of today would end every window"
+            "that carries its own time a boundary of today would end every window",
+            Reason.REASON_INCONSISTENT,
         )
 
 

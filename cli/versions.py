@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from grade.v1.refused_pb2 import Reason
 from rich.console import Console
 from rich.table import Table
 
@@ -180,7 +181,10 @@ def _loaded(known: Known, recorded: Recorded) -> comparing.Loaded:
     assert snapshot is not None, "the caller has looked"
     if schema is None:
         raise SnapshotRefused(
-            "schema", f"the schema of generation {recorded.version.generation}", "none"
+            "schema",
+            f"the schema of generation {recorded.version.generation}",
+            "none",
+            Reason.REASON_UNKNOWN_SCHEMA,
         )
     return comparing.load(snapshot, schema)
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 from grade.v1.parameters_pb2 import ParameterSnapshot, Version
+from grade.v1.refused_pb2 import Reason
 
 from policy.dirichlet import simplex_to_weights
 from policy.errors import SnapshotRefused
@@ -151,7 +152,7 @@ def probe_changes(before: Loaded, after: Loaded) -> list[Probe]:
             ", ".join(each.name for each in getattr(of.schema, kind)) for of in (before, after)
         )
         if wanted != seen:
-            raise SnapshotRefused("schema", f"{kind} {wanted}", seen)
+            raise SnapshotRefused("schema", f"{kind} {wanted}", seen, Reason.REASON_UNKNOWN_SCHEMA)
     middle, scale = after.tensors["feature_mean"], after.tensors["feature_scale"]
     names, contexts = ["the mean context"], [middle]
     for at, feature in enumerate(after.schema.features):

@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
+from grade.v1.refused_pb2 import Reason
 
 from policy.checkpoint import digest
-from policy.errors import PolicyFileRefused, SchemaError
+from policy.errors import PolicyFileRefused, SchemaError, quoted
 from policy.schema import Schema, parse_schema
 
 Floats = npt.NDArray[np.float64]
@@ -96,24 +97,29 @@ def read(path: Path) -> PolicyFile:
     except Exception as error:
         raise PolicyFileRefused(
             f"{path}: expected a safetensors file, seen {len(content)} bytes that are none "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error})",
+            Reason.REASON_UNDECODABLE,
         ) from None
     if metadata.get("format") != FORMAT:
-        seen = metadata.get("format", "none")
+        seen = quoted(metadata.get("format", "none"))
         raise PolicyFileRefused(
-            f"{path}: expected a file of `grade export` ({FORMAT!r}), seen the format {seen!r}"
+            f"{path}: expected a file of `grade export` ({FORMAT!r}), seen the format {seen}",
+            Reason.REASON_WRONG_TYPE,
         )
     if metadata.keys() != {*_TEXTS, *_NUMBERS}:
-        seen = ", ".join(sorted(metadata))
+        missing = {*_TEXTS, *_NUMBERS} - metadata.keys()
         raise PolicyFileRefused(
-            f"{path}: expected the entries {', '.join(sorted([*_TEXTS, *_NUMBERS]))}, seen {seen}"
+            f"{path}: expected the entries {', '.join(sorted([*_TEXTS, *_NUMBERS]))}, seen "
+            + quoted(", ".join(sorted(metadata))),
+            Reason.REASON_MISSING_FIELD if missing else Reason.REASON_UNKNOWN_FIELD,
         )
     expected = metadata.pop(_CHECKSUM)
     seen = digest(tensors, metadata).hex()
     if seen != expected:
         raise PolicyFileRefused(
-            f"{path}: expected sha256 {expected[:80]}, which it says of itself, seen {seen}: it "
-            "was altered or damaged"
+            f"{path}: expected sha256 {quoted(expected)}, which it says of itself, seen {seen}: it "
+            "was altered or damaged",
+            Reason.REASON_CHECKSUM,
         )
     return PolicyFile(
         _schema(path, metadata), tensors, *(_number(path, name, metadata) for name in _NUMBERS)
@@ -126,10 +132,13 @@ def _content(path: Path) -> bytes:
             content = file.read(LARGEST_BYTES + 1)
     except OSError as error:
         raise PolicyFileRefused(
-            f"{path}: expected a policy file, seen: {error.strerror or error}"
+            f"{path}: expected a policy file, seen: {error.strerror or error}",
+            Reason.REASON_UNAVAILABLE,
         ) from None
     if len(content) > LARGEST_BYTES:
-        raise PolicyFileRefused(f"{path}: expected at most {LARGEST_BYTES} bytes, seen more")
+        raise PolicyFileRefused(
+            f"{path}: expected at most {LARGEST_BYTES} bytes, seen more", Reason.REASON_TOO_LARGE
+        )
     return content
 
 
@@ -137,12 +146,15 @@ def _schema(path: Path, metadata: dict[str, str]) -> Schema:
     try:
         schema = parse_schema(metadata["schema_toml"], where=f"schema in {path}")
     except SchemaError as error:
-        raise PolicyFileRefused(f"{error}; the file was written by another build") from None
+        raise PolicyFileRefused(
+            f"{error}; the file was written by another build", error.reason
+        ) from None
     for name, seen in (("policy", schema.policy), ("schema_digest", schema.digest.hex())):
         if metadata[name] != seen:
             raise PolicyFileRefused(
-                f"{path}: expected {name} {metadata[name]}, seen {seen} in its schema as this "
-                "build reads it"
+                f"{path}: expected {name} {quoted(metadata[name])}, seen {seen} in its schema as "
+                "this build reads it",
+                Reason.REASON_INCONSISTENT,
             )
     return schema
 
@@ -150,5 +162,8 @@ def _schema(path: Path, metadata: dict[str, str]) -> Schema:
 def _number(path: Path, name: str, metadata: dict[str, str]) -> int:
     text = metadata[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
-        raise PolicyFileRefused(f"{path}: {name}: expected a whole number, seen {text[:80]!r}")
+        raise PolicyFileRefused(
+            f"{path}: {name}: expected a whole number, seen {quoted(text)}",
+            Reason.REASON_OUT_OF_RANGE,
+        )
     return int(text)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 from grade.v1.parameters_pb2 import ParameterSnapshot, Version
+from grade.v1.refused_pb2 import Reason
 from kafka import KafkaConsumer, TopicPartition
 
 from policy.errors import SettingsError, TopicError
@@ -95,7 +96,8 @@ class Lineage:
         if wanted is None or wanted not in self.versions:
             raise SettingsError(
                 f"version: expected one of policy {self.policy!r}, of which the versions topic "
-                f"has {self.range()}, seen {name}"
+                f"has {self.range()}, seen {name}",
+                Reason.REASON_UNAVAILABLE,
             )
         return self.versions[wanted]
 
@@ -108,7 +110,8 @@ class Lineage:
         epoch, colon, version = name.rpartition(":")
         if not version.isdecimal() or (colon and not epoch.isdecimal()):
             raise SettingsError(
-                f"version: expected epoch:version or a version, such as 1:42 or 42, seen {name!r}"
+                f"version: expected epoch:version or a version, such as 1:42 or 42, seen {name!r}",
+                Reason.REASON_BAD_NAME,
             )
         if colon:
             return VersionId(int(epoch), int(version))

@@ -121,13 +121,14 @@ def impression(request_id: str, variant: int) -> Impression:
         request_id=request_id,
         unit_id=f"unit-{variant}",
         epoch=1,
-        version=variant,
+        version=1 + variant,
         schema_digest=SCHEMA.digest,
         arm=ARM_HOLDOUT if holdout else ARM_POLICY,
         features=[12.0, 3.0, 0.25],
-        alpha=[] if holdout else [2.0, 1.5, 1.0],
+        alpha=[] if holdout else [2.0, 1.0, 1.0],
         weights=[weight for row in weights for weight in row],
-        log_densities=[] if holdout else [0.5] * len(weights),
+        # Gamma(4) / Gamma(2) times the first weight.
+        log_densities=[] if holdout else [math.log(6 * row[0]) for row in weights],
         executed=0 if holdout else variant % 2,
     )
     return Impression(
