@@ -17,8 +17,7 @@ def has(tree: ast.AST, name: str) -> bool:
     """Whether a module, or a class in it, defines a dotted name."""
     first, _, rest = name.partition(".")
     for node in ast.iter_child_nodes(tree):
-        defines = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if defines and node.name == first:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == first:
             return not rest or has(node, rest)
     return False
 
