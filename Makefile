@@ -40,8 +40,8 @@ check: $(READY) ## format, lint, import layers, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: $(READY) ## run every test, on a real Kafka
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run every test, on a real Kafka, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 demo: $(READY) ## the whole loop on this machine, with simulated users
 	$(BIN)/grade demo $(ARGS)

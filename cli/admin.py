@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import REGISTRY, make_wsgi_app
+from prometheus_client.registry import Collector
 
 from policy.errors import SettingsError
 
@@ -24,6 +25,7 @@ class AdminServer:
             "ok" is answered with 503.
         pages: further paths, such as `{"/swaps": server.swaps}`, each answered as JSON.
         host: address to listen on.
+        registry: what /metrics tells; this process's metrics by default.
 
     Raises:
         SettingsError: on `start`, if the port is taken.
@@ -35,11 +37,12 @@ class AdminServer:
         health: Callable[[], Mapping[str, Any]],
         pages: Mapping[str, Page] | None = None,
         host: str = "127.0.0.1",
+        registry: Collector = REGISTRY,
     ) -> None:
         self._address = (host, port)
         self._health = health
         self._pages = dict(pages or {})
-        self._metrics = make_wsgi_app()
+        self._metrics = make_wsgi_app(registry)
         self._server: WSGIServer | None = None
         self._thread: threading.Thread | None = None
 

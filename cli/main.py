@@ -11,7 +11,7 @@ import typer
 from cli.settings import load_settings
 from policy.errors import BoundaryError, GradeError, SettingsError
 
-# verb -> (attribute of the module cli.<verb>, what it does in one line)
+# verb -> (attribute of the module cli.<verb>, or module:attribute, what it does in one line)
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "The whole loop on this machine, with simulated users and a live view."),
     "up": ("up", "The same processes, supervised, for your own traffic."),
@@ -22,6 +22,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "join": ("join", "Join worker: impressions and conversions become reward groups."),
     "learn": ("learn", "Learner: reward groups become policy versions."),
     "reconcile": ("reconcile", "Recompute groups and versions from the topics and compare."),
+    "versions": ("app", "Which versions there are, what each learned from, what changed."),
+    "export": ("policy_file:export_policy", "Write a version of the policy to one file."),
+    "import": ("policy_file:import_policy", "Begin a generation from a file of `grade export`."),
     "simulate": ("simulate", "Play a simulated marketplace against a running system."),
     "replay": ("replay", "Play a folder of real requests in event time."),
     "config": ("config", "Print the effective settings, their meaning and source."),
@@ -63,7 +66,8 @@ def command_line(wanted: str | None) -> typer.Typer:
         if verb != wanted:
             app.command(verb, help=what)(_elsewhere)
             continue
-        found = getattr(importlib.import_module(f"cli.{verb}"), attribute)
+        module, _, attribute = attribute.rpartition(":")
+        found = getattr(importlib.import_module(f"cli.{module or verb}"), attribute)
         if isinstance(found, typer.Typer):
             app.add_typer(found, name=verb)
         else:

@@ -1,5 +1,6 @@
 """`grade serve`: the policy server."""
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -7,27 +8,40 @@ from typing import Annotated
 
 import structlog
 import typer
+from grade.v1.refused_pb2 import Reason
 
 from cli.admin import AdminServer
 from cli.settings import Settings, load_settings
+from cli.wiring import policies
 from policy.errors import SettingsError
-from policy.schema import load_schema
 from serving.server import PolicyServer, ServerSettings
 from stream.connection import Connection
-from stream.topics import Topics
 
 log = structlog.get_logger(__name__)
+
+_PARENT_INTERVAL_S = 1.0
 
 
 def serve(
     schema: Annotated[
-        Path | None, typer.Option(help="The policy's schema (setting schema_path).")
+        Path | None,
+        typer.Option(
+            help="The policy's schema, or a folder of them: one policy each (setting schema_path)."
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on, 0 for any (setting serve_port).")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share the port (setting serve_workers)."),
+    ] = None,
     port_file: Annotated[
         Path | None, typer.Option(help="File to write the port to once requests are answered.")
+    ] = None,
+    worker_file: Annotated[
+        Path | None,
+        typer.Option(hidden=True, help="Be one of several workers; write the admin port here."),
     ] = None,
 ) -> None:
     """Answer ranking requests over gRPC until SIGTERM or Ctrl-C.
@@ -36,38 +50,33 @@ def serve(
     from version 0; then follows what is published. Version 0 draws the policy arm's weights around
     the schema's baseline (concentration 20); the holdout arm gets the baseline itself. Calls in
     flight are finished before it ends.
+
+    With several workers each is a process of its own on the same port; one that ends is started
+    again. The admin port tells of all of them.
     """
-    settings = load_settings({"schema_path": schema, "serve_port": port})
-    policy = load_schema(settings.schema_path)
+    settings = load_settings({"schema_path": schema, "serve_port": port, "serve_workers": workers})
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
-    server = PolicyServer(
-        policy,
-        _server_settings(settings, policy.policy),
-        Connection(settings.bootstrap_servers, client_id="grade-serve"),
-        Topics(settings.topic_prefix).parameters,
-    )
-    admin = AdminServer(
-        settings.serve_admin_port,
-        server.health,
-        {"/swaps": server.swaps},
-        host=settings.admin_host,
-    )
-    with admin:
+    if worker_file is not None:
+        _serve_as_worker(settings, stop, worker_file)
+    elif settings.serve_workers == 1:
+        _serve_alone(settings, stop, port_file)
+    else:
+        from cli.serve_workers import serve_by_workers
+
+        ready_port = serve_by_workers(settings, stop, lambda port: _tell(port_file, port))
+        log.info("serve_stopped", port=ready_port)
+
+
+def _serve_alone(settings: Settings, stop: threading.Event, port_file: Path | None) -> None:
+    server = _server(settings, shared_port=False)
+    with _admin(server, settings.serve_admin_port, settings.admin_host) as admin:
         try:
             server.start()
             if server.get_ready(stop):
-                if port_file is not None:
-                    _write_port(port_file, server.port)
-                log.info(
-                    "serve_ready",
-                    host=settings.serve_host,
-                    port=server.port,
-                    admin_port=admin.port,
-                    epoch=server.engine.policy.epoch,
-                    version=server.engine.policy.version,
-                )
+                _tell(port_file, server.port)
+                _log_ready(settings, server, admin)
                 stop.wait()
             log.info("serve_stopping", grace_s=settings.serve_grace_s)
         finally:
@@ -75,26 +84,70 @@ def serve(
     log.info("serve_stopped")
 
 
-def _server_settings(settings: Settings, policy: str) -> ServerSettings:
-    return ServerSettings(
-        host=settings.serve_host,
-        port=settings.serve_port,
-        seed=settings.serve_seed,
-        members=settings.serve_members,
-        max_concurrent_rpcs=settings.serve_max_concurrent_rpcs,
-        ready_timeout_s=settings.serve_ready_timeout_s,
-        grace_s=settings.serve_grace_s,
-        reflection=settings.serve_reflection,
-        snapshot_file=settings.data_dir / "serve" / settings.topic_prefix / f"{policy}.snapshot",
+def _serve_as_worker(settings: Settings, stop: threading.Event, worker_file: Path) -> None:
+    parent = os.getppid()
+    server = _server(settings, shared_port=True)
+    # For the parent alone, which tells of all workers on the port of the settings.
+    with _admin(server, 0, "127.0.0.1") as admin:
+        try:
+            _tell(worker_file, admin.port)
+            server.start()
+            if server.get_ready(stop):
+                _log_ready(settings, server, admin)
+                while not stop.wait(_PARENT_INTERVAL_S):
+                    if os.getppid() != parent:
+                        # Else it would hold the port for ever, and nobody would know of it.
+                        log.error("serve_parent_gone", pid=parent)
+                        break
+            log.info("serve_stopping", grace_s=settings.serve_grace_s)
+        finally:
+            server.stop()
+    log.info("serve_stopped")
+
+
+def _server(settings: Settings, *, shared_port: bool) -> PolicyServer:
+    return PolicyServer(
+        policies(settings),
+        ServerSettings(
+            host=settings.serve_host,
+            port=settings.serve_port,
+            seed=settings.serve_seed,
+            members=settings.serve_members,
+            max_concurrent_rpcs=settings.serve_max_concurrent_rpcs,
+            ready_timeout_s=settings.serve_ready_timeout_s,
+            grace_s=settings.serve_grace_s,
+            reflection=settings.serve_reflection,
+            snapshot_folder=settings.data_dir / "serve" / settings.topic_prefix,
+            shared_port=shared_port,
+        ),
+        Connection(settings.bootstrap_servers, client_id="grade-serve"),
     )
 
 
-def _write_port(path: Path, port: int) -> None:
+def _admin(server: PolicyServer, port: int, host: str) -> AdminServer:
+    return AdminServer(port, server.health, {"/swaps": server.swaps}, host=host)
+
+
+def _log_ready(settings: Settings, server: PolicyServer, admin: AdminServer) -> None:
+    log.info(
+        "serve_ready",
+        host=settings.serve_host,
+        port=server.port,
+        admin_port=admin.port,
+        serving={name: engine.policy.order for name, engine in server.engines.items()},
+    )
+
+
+def _tell(path: Path | None, port: int) -> None:
+    """Write a port to a file, for whoever has started this process."""
+    if path is None:
+        return
     try:
         temporary = path.with_name(path.name + ".new")
         temporary.write_text(f"{port}\n", encoding="ascii")
         temporary.replace(path)
     except OSError as error:
         raise SettingsError(
-            f"--port-file {path}: expected a file that can be written, seen: {error.strerror}"
+            f"--port-file {path}: expected a file that can be written, seen: {error.strerror}",
+            Reason.REASON_UNAVAILABLE,
         ) from None

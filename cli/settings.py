@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     )
 
     schema_path: Path = Path("policy.toml")
-    """The policy's schema, a TOML file."""
+    """The policy's schema, a TOML file; for the server also a folder of them, one per policy."""
     data_dir: Path = Path(".grade")
     """Folder of all that is kept on disk: broker data, checkpoints, the last good snapshot."""
     log_format: Literal["console", "json"] = "console"
@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """Address that the policy server listens on."""
     serve_port: Port = 50051
     """Port of the policy server; 0 takes a free one."""
+    serve_workers: Count = 1
+    """Server processes that share the port; each core that is to answer needs one."""
     serve_members: Count = 8
     """Weight vectors per sampled group."""
     serve_seed: int = 0

@@ -1,16 +1,77 @@
 """What the settings and the policy's schema mean for the parts, said once for all verbs."""
 
+from pathlib import Path
 
 from grade.v1.generation_pb2 import Generation
+from grade.v1.refused_pb2 import Reason
 
 from cli.settings import Settings
-from policy.errors import SettingsError
-from policy.schema import Schema
+from policy.errors import SchemaError, SettingsError
+from policy.schema import Schema, load_schema
 from policy.trainer_settings import TrainerSettings
 from stream.connection import Connection
 from stream.generations import definition, ensure_first, require_current
 from stream.join_records import JoinLimits
 from stream.topics import TopicPlan, Topics
+
+
+def policies(settings: Settings) -> list[tuple[Schema, Topics]]:
+    """Every policy of the system: its schema and the names of its topics.
+
+    `schema_path` is one policy's file, or a folder in which every *.toml is a policy. Policies of a
+    folder are kept apart by their topics: their names begin with `<topic_prefix>.<policy>`, those
+    of a file's policy with `<topic_prefix>`.
+
+    Raises:
+        SchemaError: a file is not a schema, the folder has none, or two have the same policy.
+    """
+    path = settings.schema_path
+    if not path.is_dir():
+        return [(load_schema(path), Topics(settings.topic_prefix))]
+    found: dict[str, Path] = {}
+    schemas = []
+    for file in sorted(path.glob("*.toml")):
+        schema = load_schema(file)
+        if schema.policy in found:
+            raise SchemaError(
+                f"{file}: policy: expected another name than that of {found[schema.policy]}, "
+                f"seen {schema.policy!r} again",
+                Reason.REASON_REPEATED_NAME,
+            )
+        found[schema.policy] = file
+        schemas.append(schema)
+    if not schemas:
+        raise SchemaError(
+            f"{path}: expected a schema file or a folder of them (*.toml), seen an empty one",
+            Reason.REASON_UNAVAILABLE,
+        )
+    return [(schema, Topics(f"{settings.topic_prefix}.{schema.policy}")) for schema in schemas]
+
+
+def one_policy(settings: Settings, name: str | None = None) -> tuple[Schema, Topics]:
+    """The policy that a process works for.
+
+    Args:
+        settings: whose `schema_path` says which there are.
+        name: the policy; None if there is only one.
+
+    Raises:
+        SchemaError: as `policies`.
+        SettingsError: there is none of this name, or several and none is named.
+    """
+    known = {schema.policy: (schema, topics) for schema, topics in policies(settings)}
+    if name is None and len(known) > 1:
+        raise SettingsError(
+            f"--policy: expected one of {', '.join(known)} (schema_path {settings.schema_path}), "
+            "seen none"
+        )
+    chosen = next(iter(known)) if name is None else name
+    if chosen not in known:
+        raise SettingsError(
+            f"--policy: expected {' or '.join(known)} (schema_path {settings.schema_path}), "
+            f"seen {chosen!r}"
+        )
+    return known[chosen]
 
 
 def topic_plan(settings: Settings, schema: Schema) -> TopicPlan:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.impression_pb2 import Impression
+from grade.v1.refused_pb2 import Reason
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, RetriableError
 
@@ -26,6 +27,8 @@ from stream.connection import Connection, KafkaUnreachable, close_producer, open
 from stream.topics import FUTURE_MS, LARGEST_EVENT_BYTES, Topics
 
 _REOPEN_INTERVAL_S = 1.0
+
+_Event = TypeVar("_Event", Impression, Conversion)
 
 
 class Logged(NamedTuple):
@@ -124,17 +127,19 @@ class EventProducer:
             timestamp_ms: the event's own time where topics carry that; None: now.
 
         Raises:
-            EventRefused: lengths do not fit each other, a score is not finite, or too many events
-                are on their way.
+            EventRefused: lengths do not fit each other, a score is not finite, a field is not what
+                the contract says, or too many events are on their way.
         """
         objectives = len(sampled.weights)
         if positions is None:
             positions = range(len(item_ids))
         elif len(positions) != len(item_ids):
             raise EventRefused(
-                f"positions: expected one per item, {len(item_ids)}, seen {len(positions)}"
+                f"positions: expected one per item, {len(item_ids)}, seen {len(positions)}",
+                Reason.REASON_WRONG_DIMENSION,
             )
-        impression = Impression(
+        impression = _made(
+            Impression,
             policy=self._policy,
             request_id=sampled.request_id,
             decision=sampled.decision,
@@ -176,8 +181,13 @@ class EventProducer:
             EventRefused: the value is negative or not finite, or too many events are on their way.
         """
         if not (math.isfinite(value) and value >= 0):
-            raise EventRefused(f"value: expected a finite number >= 0, seen {value}")
-        conversion = Conversion(
+            finite = math.isfinite(value)
+            raise EventRefused(
+                f"value: expected a finite number >= 0, seen {value}",
+                Reason.REASON_OUT_OF_RANGE if finite else Reason.REASON_NOT_FINITE,
+            )
+        conversion = _made(
+            Conversion,
             policy=self._policy,
             request_id=request_id,
             conversion_id=uuid.uuid4().hex if conversion_id is None else conversion_id,
@@ -282,7 +292,8 @@ class EventProducer:
         if timestamp_ms is not None and timestamp_ms > _now_ms() + FUTURE_MS:
             # Kafka would refuse it, and with it everything that is on its way.
             raise EventRefused(
-                f"timestamp_ms: expected at most an hour ahead of now, seen {timestamp_ms}"
+                f"timestamp_ms: expected at most an hour ahead of now, seen {timestamp_ms}",
+                Reason.REASON_OUT_OF_RANGE,
             )
         with self._lock:
             unconfirmed = self._sent - self._confirmed - self._failed
@@ -358,18 +369,34 @@ class EventProducer:
         close_producer(self._producer, timeout_s=1.0)
 
 
+def _made(kind: type[_Event], **fields: Any) -> _Event:
+    """A message, unless a field cannot be written as what the contract says."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise EventRefused(
+            f"{kind.DESCRIPTOR.name}: expected fields as the contract says, seen: {error}",
+            Reason.REASON_WRONG_TYPE,
+        ) from None
+
+
 def _flat(
     name: str, scores: npt.ArrayLike, rows: int | None, objectives: int
 ) -> npt.NDArray[np.float32]:
     """Scores as an impression carries them: row-major float32."""
-    table = np.asarray(scores, dtype=np.float32)
+    # What overflows float32 becomes infinite, and is refused as such.
+    with np.errstate(over="ignore"):
+        table = np.asarray(scores, dtype=np.float32)
     expected = ("candidate" if rows is None else str(rows), str(objectives))
     if table.ndim != 2 or table.shape[1] != objectives or rows not in (None, len(table)):
         raise EventRefused(
-            f"{name}: expected the shape [{', '.join(expected)}], seen {list(table.shape)}"
+            f"{name}: expected the shape [{', '.join(expected)}], seen {list(table.shape)}",
+            Reason.REASON_WRONG_DIMENSION,
         )
     if not np.isfinite(table).all():
-        raise EventRefused(f"{name}: expected finite numbers, seen NaN or infinity")
+        raise EventRefused(
+            f"{name}: expected finite numbers, seen NaN or infinity", Reason.REASON_NOT_FINITE
+        )
     return table.ravel()
 
 

@@ -18,6 +18,7 @@ from grade.v1.policy_service_pb2 import (
     SampleResponse,
 )
 from grade.v1.policy_service_pb2_grpc import PolicyServiceStub
+from grade.v1.refused_pb2 import Reason
 
 from grade_client.errors import PolicyCallFailed
 from policy.errors import InvalidContext, SchemaError
@@ -111,7 +112,7 @@ class PolicyClient:
             features: by name, or [feature] in the schema's order.
 
         Raises:
-            InvalidContext: features by name are not those of the schema.
+            InvalidContext: features by name are not those of the schema, or a field cannot be sent.
             PolicyCallFailed: the server did not answer in time, or refused the request.
         """
         question = SampleQuestion(request_id, unit_id, features)
@@ -122,7 +123,7 @@ class PolicyClient:
         """Fusion weights for many requests in one call; the same answers as one by one.
 
         Raises:
-            InvalidContext: features by name are not those of the schema.
+            InvalidContext: features by name are not those of the schema, or a field cannot be sent.
             PolicyCallFailed: the server did not answer in time, or refused one of the requests.
         """
         request = SampleBatchRequest(
@@ -148,7 +149,8 @@ class PolicyClient:
         if schema.digest != answer.schema_digest:
             raise SchemaError(
                 f"schema of policy {self._policy!r}: expected digest {schema.digest.hex()}, seen "
-                f"{answer.schema_digest.hex()} at the server; client and server differ in version"
+                f"{answer.schema_digest.hex()} at the server; client and server differ in version",
+                Reason.REASON_UNKNOWN_SCHEMA,
             )
         self._described = Description(
             schema, answer.epoch, answer.version, answer.version_age_s, answer.kafka_age_s
@@ -174,12 +176,17 @@ class PolicyClient:
         features = question.features
         if isinstance(features, Mapping):
             features = self._in_order(features)
-        return Context(
-            policy=self._policy,
-            request_id=question.request_id,
-            unit_id=question.unit_id,
-            features=features,
-        )
+        try:
+            return Context(
+                policy=self._policy,
+                request_id=question.request_id,
+                unit_id=question.unit_id,
+                features=features,
+            )
+        except (TypeError, ValueError) as error:
+            raise InvalidContext(
+                "context", "fields as the contract says", str(error), Reason.REASON_WRONG_TYPE
+            ) from None
 
     def _in_order(self, features: Mapping[str, float]) -> list[float]:
         names = (self._described or self.describe()).features
@@ -189,7 +196,8 @@ class PolicyClient:
         unknown = sorted(features.keys() - set(names))
         parts = [("missing", missing), ("unknown", unknown)]
         seen = "; ".join(f"{what}: {', '.join(which)}" for what, which in parts if which)
-        raise InvalidContext("features", f"exactly {', '.join(names)}", seen)
+        reason = Reason.REASON_UNKNOWN_FEATURE if unknown else Reason.REASON_MISSING_FIELD
+        raise InvalidContext("features", f"exactly {', '.join(names)}", seen, reason)
 
     def _call(
         self,
@@ -201,7 +209,7 @@ class PolicyClient:
             return call(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             # A unary call's error is always a grpc.Call too.
-            raise PolicyCallFailed(name, error.code(), error.details() or "") from error
+            raise PolicyCallFailed.of(name, error) from error
 
 
 def blend(

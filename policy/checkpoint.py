@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from grade.v1.refused_pb2 import Reason
+from safetensors import safe_open
 from safetensors.numpy import save
 
-from policy.errors import CheckpointRefused
+from policy.errors import CheckpointRefused, quoted
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 
@@ -98,15 +99,31 @@ def load(file: Path) -> Checkpoint:
         CheckpointRefused: the file is not there, not a checkpoint, or not what was written.
     """
     try:
+        with file.open("rb") as found:
+            found.read(1)
         with safe_open(str(file), framework="numpy") as opened:
             metadata: dict[str, str] = dict(opened.metadata() or {})
             tensors: Tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointRefused(f"{file}: expected a checkpoint, seen: {error}") from None
-    expected = metadata.pop(_CHECKSUM, "nothing")
+    except OSError as error:
+        raise CheckpointRefused(
+            f"{file}: expected a checkpoint, seen: {error.strerror or error}",
+            Reason.REASON_UNAVAILABLE,
+        ) from None
+    # The file comes from outside, and what safetensors raises for bad ones is not documented.
+    except Exception as error:
+        raise CheckpointRefused(
+            f"{file}: expected a checkpoint, seen: {error}", Reason.REASON_UNDECODABLE
+        ) from None
+    expected = metadata.pop(_CHECKSUM, None)
+    if expected is None:
+        raise CheckpointRefused(
+            f"{file}: expected an entry {_CHECKSUM}, seen none", Reason.REASON_MISSING_FIELD
+        )
     seen = digest(tensors, metadata).hex()
     if seen != expected:
-        raise CheckpointRefused(f"{file}: expected sha256 {expected}, seen {seen}")
+        raise CheckpointRefused(
+            f"{file}: expected sha256 {quoted(expected)}, seen {seen}", Reason.REASON_CHECKSUM
+        )
     return Checkpoint(tensors, metadata)
 
 

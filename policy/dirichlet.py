@@ -70,10 +70,26 @@ def draw_simplex(generator: np.random.Generator, alpha: Floats, members: int) ->
     """
     shape = alpha[..., None, :]
     size = (*alpha.shape[:-1], members, alpha.shape[-1])
-    log_gamma = np.log(generator.standard_gamma(shape + 1, size))
-    log_gamma -= generator.standard_exponential(size) / shape
-    log_gamma -= log_gamma.max(axis=-1, keepdims=True)
-    return _inside(_normalised(np.exp(log_gamma)))
+    gamma = generator.standard_gamma(shape + 1, size)
+    return gammas_to_simplex(gamma, generator.standard_exponential(size), alpha)
+
+
+def gammas_to_simplex(gamma: Floats, exponential: Floats, alpha: Floats) -> Floats:
+    """Turn standard draws into draws from Dirichlets; `draw_simplex` says how.
+
+    Args:
+        gamma: [..., member, objective] standard gammas of shape alpha + 1; it is overwritten.
+        exponential: [..., member, objective] standard exponentials; it is overwritten.
+        alpha: [..., objective] concentration parameters, > 0.
+
+    Returns:
+        [..., member, objective] points of the simplex.
+    """
+    exponential /= alpha[..., None, :]
+    x = np.log(gamma, out=gamma)
+    x -= exponential
+    x -= np.maximum.reduce(x, axis=-1, keepdims=True)
+    return _inside(_normalised(np.exp(x, out=x)))
 
 
 def sample_weights(
@@ -95,7 +111,7 @@ def sample_weights(
 
 def simplex_to_weights(simplex: Floats, floors: Floats) -> Floats:
     """[..., objective] fusion weights of points of the simplex: floor + (1 - sum of floors) x."""
-    return np.asarray(floors + (1 - math.fsum(floors)) * simplex)
+    return np.asarray(floors + (1 - math.fsum(floors.tolist())) * simplex)
 
 
 def weights_to_simplex(weights: npt.ArrayLike, floors: Floats) -> Floats:
@@ -108,8 +124,9 @@ def weights_to_simplex(weights: npt.ArrayLike, floors: Floats) -> Floats:
     Returns:
         [..., objective] float64, kept at least `LEAST_COMPONENT`, then renormalised.
     """
-    wide = np.asarray(weights, dtype=np.float64)
-    return _inside((wide - floors) / (1 - math.fsum(floors)))
+    x = np.asarray(weights, dtype=np.float64) - floors
+    x /= 1 - math.fsum(floors.tolist())
+    return _inside(x)
 
 
 def log_density(weights: npt.ArrayLike, alpha: Floats, floors: Floats) -> Floats:
@@ -127,8 +144,8 @@ def log_density(weights: npt.ArrayLike, alpha: Floats, floors: Floats) -> Floats
     -0.6931
     """
     x = weights_to_simplex(weights, floors)
-    terms = _sum((alpha - 1) * np.log(x))
-    return np.asarray(terms + _log_normaliser(alpha))
+    terms = np.log(x, out=x) * (alpha - 1)
+    return np.asarray(_sum(terms) + _log_normaliser(alpha))
 
 
 def kl(alpha: Floats, beta: Floats) -> Floats:
@@ -169,11 +186,14 @@ def digamma(x: Floats) -> Floats:
 
 
 def _inside(x: Floats) -> Floats:
-    return _normalised(np.maximum(x, LEAST_COMPONENT))
+    """Keep components at least `LEAST_COMPONENT`, in place."""
+    return _normalised(np.maximum(x, LEAST_COMPONENT, out=x))
 
 
 def _normalised(x: Floats) -> Floats:
-    return np.asarray(x / _sum(x)[..., None])
+    """Divide rows by their sums, in place."""
+    x /= np.add.accumulate(x, axis=-1)[..., -1:]
+    return x
 
 
 def _sum(x: Floats) -> Floats:
@@ -181,9 +201,14 @@ def _sum(x: Floats) -> Floats:
 
 
 def _log_normaliser(alpha: Floats) -> Floats:
-    return _log_gamma(_sum(alpha)) - _sum(_log_gamma(alpha))
+    rows: Sequence[Sequence[float]] = alpha.reshape(-1, alpha.shape[-1]).tolist()
+    return np.array([_log_normaliser_of(row) for row in rows]).reshape(alpha.shape[:-1])
 
 
-def _log_gamma(x: Floats) -> Floats:
-    values: Sequence[float] = x.ravel().tolist()
-    return np.array([math.lgamma(value) for value in values]).reshape(x.shape)
+def _log_normaliser_of(alpha: Sequence[float]) -> float:
+    # Not `sum`: since Python 3.12 it rounds differently.
+    total = log_gammas = 0.0
+    for each in alpha:
+        total += each
+        log_gammas += math.lgamma(each)
+    return math.lgamma(total) - log_gammas

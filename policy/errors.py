@@ -1,11 +1,15 @@
 """Every error that this project raises on purpose.
 
 GradeError
-├── SettingsError        a setting is missing, malformed or out of range
-├── SchemaError          a policy's schema file is wrong
-├── InvalidContext       a request's context is not what the schema asks for
-├── SnapshotRefused      published parameters may not be served
-├── CheckpointRefused    a checkpoint file may not be loaded
+├── BadInput             something that came in cannot be used; `reason` says why
+│   ├── SettingsError        a setting is missing, malformed or out of range
+│   ├── SchemaError          a policy's schema file is wrong
+│   ├── InvalidContext       a request's context is not what the schema asks for
+│   ├── SnapshotRefused      published parameters may not be served
+│   ├── CheckpointRefused    a checkpoint file may not be loaded
+│   ├── PolicyFileRefused    a policy file may not be imported
+│   ├── DataError            a data folder is not in the documented format
+│   └── EventRefused         an event cannot be sent (grade_client/errors.py)
 ├── LedgerGap            reward groups are missing between two records
 ├── StreamError          what was found in a topic contradicts the design
 │   ├── OffsetGap        a log's offsets are not contiguous
@@ -15,60 +19,94 @@ GradeError
 ├── BrokerError          the local Kafka broker cannot be run
 ├── KafkaUnreachable     no broker answers (stream/connection.py)
 ├── PolicyCallFailed     the policy server refused or did not answer (grade_client/errors.py)
-├── EventRefused         an event cannot be sent (grade_client/errors.py)
-├── DeliveryFailed       events were given up (grade_client/errors.py)
-└── DataError            a data folder is not in the documented format
+└── DeliveryFailed       events were given up (grade_client/errors.py)
 
 Messages say what was expected and what was seen.
 """
+
+from typing import Final
+
+from grade.v1.refused_pb2 import Reason
+
+LONGEST_SEEN: Final = 200
+"""Characters of something that came in that are quoted in a message."""
 
 
 class GradeError(Exception):
     """Base of all errors raised on purpose; its text is fit to be shown to a person."""
 
 
-class SettingsError(GradeError):
-    """A setting is missing, malformed or out of range."""
+class BadInput(GradeError):  # noqa: N818 - named for what it is, as its neighbours are
+    """Something that came in cannot be used.
+
+    Args:
+        message: what was expected and what was seen, for people.
+        reason: why, for programs.
+    """
+
+    def __init__(self, message: str, reason: "Reason.ValueType") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
-class SchemaError(GradeError):
+class SettingsError(BadInput):
+    """A setting is missing, malformed or out of range.
+
+    Args:
+        message: the setting, what was expected and what was seen.
+        reason: why; most often a value or choice that is not allowed.
+    """
+
+    def __init__(
+        self, message: str, reason: "Reason.ValueType" = Reason.REASON_OUT_OF_RANGE
+    ) -> None:
+        super().__init__(message, reason)
+
+
+class SchemaError(BadInput):
     """A policy's schema file is wrong."""
 
 
-class InvalidContext(GradeError):  # noqa: N818 - named for what it is, as its neighbours are
+class InvalidContext(BadInput):
     """A request's context is not what the schema asks for.
 
     Args:
         field: path of the field in the request, such as ``context.features``.
         expected: what would have been right.
         seen: what was there.
+        reason: why.
     """
 
-    def __init__(self, field: str, expected: str, seen: str) -> None:
-        super().__init__(f"{field}: expected {expected}, seen {seen}")
+    def __init__(self, field: str, expected: str, seen: str, reason: "Reason.ValueType") -> None:
+        super().__init__(f"{field}: expected {expected}, seen {seen}", reason)
         self.field = field
         self.expected = expected
         self.seen = seen
 
 
-class SnapshotRefused(GradeError):  # noqa: N818 - as above
+class SnapshotRefused(BadInput):
     """Published parameters may not be served.
 
     Args:
         check: name of the check that failed, such as ``checksum``.
         expected: what would have been right.
         seen: what was there.
+        reason: why.
     """
 
-    def __init__(self, check: str, expected: str, seen: str) -> None:
-        super().__init__(f"snapshot refused by {check}: expected {expected}, seen {seen}")
+    def __init__(self, check: str, expected: str, seen: str, reason: "Reason.ValueType") -> None:
+        super().__init__(f"snapshot refused by {check}: expected {expected}, seen {seen}", reason)
         self.check = check
         self.expected = expected
         self.seen = seen
 
 
-class CheckpointRefused(GradeError):  # noqa: N818 - as above
+class CheckpointRefused(BadInput):
     """A checkpoint file may not be loaded."""
+
+
+class PolicyFileRefused(BadInput):
+    """A policy file may not be imported."""
 
 
 class LedgerGap(GradeError):  # noqa: N818 - as above
@@ -102,6 +140,8 @@ class RetentionLost(StreamError):  # noqa: N818 - as above
 class BoundaryError(StreamError):
     """A record was written under other settings, another schema or another computation."""
 
+    reason: "Reason.ValueType" = Reason.REASON_OTHER_SETTINGS
+
 
 class TopicError(GradeError):
     """A topic is missing or has a wrong setting."""
@@ -111,5 +151,32 @@ class BrokerError(GradeError):
     """The local Kafka broker cannot be run."""
 
 
-class DataError(GradeError):
+class DataError(BadInput):
     """A data folder is not in the documented format."""
+
+
+def reason_name(reason: int) -> str:
+    """A reason as metrics, logs and `grade redrive` call it; a number that a newer build knows.
+
+    >>> reason_name(Reason.REASON_WRONG_KEY), reason_name(9999)
+    ('wrong_key', 'reason_9999')
+    """
+    if reason not in Reason.values():
+        return f"reason_{reason}"
+    return Reason.Name(reason).removeprefix("REASON_").lower()
+
+
+def quoted(value: object) -> str:
+    """Something that came in, as a message shows it: cut if it is long, whatever it is.
+
+    >>> quoted("x" * 300)[-20:]
+    'xxxxx... (302 long)'
+    """
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to write whole numbers of more than some thousand digits.
+        return f"a {type(value).__name__} that is too long to be shown"
+    if len(text) <= LONGEST_SEEN:
+        return text
+    return f"{text[:LONGEST_SEEN]}... ({len(text)} long)"

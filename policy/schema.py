@@ -8,16 +8,17 @@ import hashlib
 import json
 import math
 import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from grade.v1.refused_pb2 import Reason
 
-from policy.errors import SchemaError
+from policy.errors import LONGEST_SEEN, SchemaError
+from policy.toml_table import Table, parse_toml, read_text, seen_as
 
 Transform = Literal["linear", "log", "logit"]
 Normalise = Literal["running_mean", "request"]
@@ -26,6 +27,13 @@ Normalise = Literal["running_mean", "request"]
 BASELINE_TOLERANCE = 1e-3
 _POLICY_NAME = re.compile(r"[a-z0-9_-]+")
 _LONGEST_NAME = 128
+
+LARGEST_GAIN = 1e9
+"""So that rewards stay far from overflow whatever a conversion's value is."""
+LEAST_EXAMINATION = 1e-6
+"""A gain is divided by it."""
+MOST_FEATURES, MOST_OBJECTIVES, MOST_OUTCOMES, MOST_POSITIONS = 10_000, 256, 1_000, 10_000
+"""Beyond them a request or an impression would not fit into a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +145,9 @@ def load_schema(path: Path) -> Schema:
     """Read a schema file.
 
     Raises:
-        SchemaError: the file is not there, not text, or not a schema.
+        SchemaError: the file is not there, not text, too large, or not a schema.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SchemaError(f"{path}: expected a schema file, seen: {reason}") from None
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"{path}: expected UTF-8 text, seen: {error}") from None
+    text = read_text(path, "a schema file", SchemaError)
     return parse_schema(text, where=str(path))
 
 
@@ -163,11 +165,8 @@ def parse_schema(text: str, *, where: str = "schema") -> Schema:
     Traceback (most recent call last):
     policy.errors.SchemaError: feed.toml: policy: expected a name of a-z, 0-9, _ and -, seen 'Feed'
     """
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SchemaError(f"{where}: expected TOML, seen: {error}") from None
-    top = _Table(content, where, "")
+    content = parse_toml(text, where, SchemaError)
+    top = Table(content, where, "")
     policy = top.text("policy", "a name of a-z, 0-9, _ and -", _is_policy_name)
     features = _features(top)
     objectives = _objectives(top)
@@ -200,92 +199,34 @@ def parse_schema(text: str, *, where: str = "schema") -> Schema:
     return schema
 
 
-class _Table:
-    """A TOML table that is read key by key; what is left over is refused."""
-
-    def __init__(self, content: Mapping[str, Any], where: str, path: str) -> None:
-        self._left = dict(content)
-        self._where = where
-        self._path = path
-
-    def wrong(self, key: str, expected: str, seen: str) -> SchemaError:
-        name = f"{self._path}.{key}" if self._path and key else self._path or key
-        return SchemaError(f"{self._where}: {name}: expected {expected}, seen {seen}")
-
-    def take(self, key: str, default: object = None) -> Any:
-        return self._left.pop(key, default)
-
-    def text(self, key: str, expected: str, valid: Callable[[str], bool]) -> str:
-        value = self.take(key)
-        if not isinstance(value, str) or not valid(value):
-            raise self.wrong(key, expected, _seen(value))
-        return value
-
-    def choice(self, key: str, options: Sequence[str], default: str) -> str:
-        value = self.take(key, default)
-        if not isinstance(value, str) or value not in options:
-            raise self.wrong(key, "one of " + ", ".join(options), _seen(value))
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.take(key, default)
-        if not isinstance(value, bool):
-            raise self.wrong(key, "true or false", _seen(value))
-        return value
-
-    def number(
-        self,
-        key: str,
-        expected: str,
-        valid: Callable[[float], bool],
-        default: float | None = None,
-    ) -> float:
-        value = self.take(key, default)
-        if not _is_finite(value) or not valid(value):
-            raise self.wrong(key, expected, _seen(value))
-        return float(value)
-
-    def milliseconds(self, key: str, expected: str, default_ms: int | None = None) -> int:
-        default = None if default_ms is None else default_ms / 1000
-        seconds = self.number(key, expected, lambda x: 0 <= x < 1e9, default)
-        if abs(seconds * 1000 - round(seconds * 1000)) > 1e-6:
-            raise self.wrong(key, "whole milliseconds", f"{seconds!r} seconds")
-        return round(seconds * 1000)
-
-    def table(self, key: str) -> "_Table":
-        value = self.take(key, {})
-        if not isinstance(value, dict):
-            raise self.wrong(key, f"a table [{key}]", _seen(value))
-        return _Table(value, self._where, key)
-
-    def tables(self, key: str) -> list["_Table"]:
-        value = self.take(key, [])
-        if not isinstance(value, list) or not all(isinstance(x, dict) for x in value):
-            raise self.wrong(key, f"tables [[{key}]]", _seen(value))
-        return [_Table(x, self._where, f"{key}[{i}]") for i, x in enumerate(value)]
-
-    def finish(self) -> None:
-        if self._left:
-            raise self.wrong(
-                sorted(self._left)[0], "only keys that are documented", "an unknown key"
-            )
-
-
-def _features(top: _Table) -> tuple[Feature, ...]:
+def _features(top: Table) -> tuple[Feature, ...]:
     value = top.take("features")
-    if not isinstance(value, list) or not value:
-        raise top.wrong("features", "a list of at least one name", _seen(value))
+    if not isinstance(value, list):
+        raise top.mistyped("features", "a list of at least one name", value)
+    if not value:
+        expected = "a list of at least one name"
+        raise top.wrong("features", expected, "[]", Reason.REASON_MISSING_FIELD)
+    if len(value) > MOST_FEATURES:
+        expected = f"at most {MOST_FEATURES} names"
+        raise top.wrong("features", expected, str(len(value)), Reason.REASON_TOO_LARGE)
     for i, name in enumerate(value):
-        if not isinstance(name, str) or not _is_name(name):
-            raise top.wrong(f"features[{i}]", _NAME, _seen(name))
+        if not isinstance(name, str):
+            raise top.mistyped(f"features[{i}]", _NAME, name)
+        if not _is_name(name):
+            raise top.wrong(f"features[{i}]", _NAME, seen_as(name), Reason.REASON_BAD_NAME)
     _check_unique(top, "features", value)
     return tuple(Feature(name) for name in value)
 
 
-def _objectives(top: _Table) -> tuple[Objective, ...]:
-    tables = top.tables("objectives")
+def _objectives(top: Table) -> tuple[Objective, ...]:
+    tables = top.tables("objectives", MOST_OBJECTIVES)
     if len(tables) < 2:
-        raise top.wrong("objectives", "at least 2 tables [[objectives]]", str(len(tables)))
+        raise top.wrong(
+            "objectives",
+            "at least 2 tables [[objectives]]",
+            str(len(tables)),
+            Reason.REASON_MISSING_FIELD,
+        )
     found = []
     for table in tables:
         found.append(
@@ -303,16 +244,22 @@ def _objectives(top: _Table) -> tuple[Objective, ...]:
     return tuple(found)
 
 
-def _outcomes(top: _Table) -> tuple[Outcome, ...]:
-    tables = top.tables("outcomes")
+def _outcomes(top: Table) -> tuple[Outcome, ...]:
+    tables = top.tables("outcomes", MOST_OUTCOMES)
     if not tables:
-        raise top.wrong("outcomes", "at least 1 table [[outcomes]]", "0")
+        raise top.wrong(
+            "outcomes", "at least 1 table [[outcomes]]", "0", Reason.REASON_MISSING_FIELD
+        )
     found = []
     for table in tables:
         found.append(
             Outcome(
                 name=table.text("name", _NAME, _is_name),
-                gain=table.number("gain", "a finite number >= 0", lambda x: x >= 0),
+                gain=table.number(
+                    "gain",
+                    f"a finite number >= 0 and at most {LARGEST_GAIN:g}",
+                    lambda x: 0 <= x <= LARGEST_GAIN,
+                ),
                 value_weighted=table.flag("value_weighted", False),
             )
         )
@@ -323,7 +270,7 @@ def _outcomes(top: _Table) -> tuple[Outcome, ...]:
     return tuple(found)
 
 
-def _attribution(top: _Table) -> tuple[int, int, int]:
+def _attribution(top: Table) -> tuple[int, int, int]:
     table = top.table("attribution")
     window = table.milliseconds("window_s", "a time in seconds above 0")
     if window == 0:
@@ -337,29 +284,37 @@ def _attribution(top: _Table) -> tuple[int, int, int]:
             f"a time from window_s to 2 × window_s + early_s ({window / 1000:g} to "
             f"{longest / 1000:g})",
             f"{late / 1000:g}",
+            Reason.REASON_INCONSISTENT,
         )
     table.finish()
     return window, early, late
 
 
-def _reward(top: _Table) -> tuple[tuple[float, ...], Normalise]:
+def _reward(top: Table) -> tuple[tuple[float, ...], Normalise]:
     table = top.table("reward")
     examination = table.take("examination", [])
     if not isinstance(examination, list):
-        raise table.wrong("examination", "a list of probabilities", _seen(examination))
+        raise table.mistyped("examination", "a list of probabilities", examination)
+    if len(examination) > MOST_POSITIONS:
+        raise table.wrong(
+            "examination",
+            f"at most {MOST_POSITIONS} probabilities",
+            str(len(examination)),
+            Reason.REASON_TOO_LARGE,
+        )
+    expected = f"a probability in (0, 1], at least {LEAST_EXAMINATION:g}"
     for position, propensity in enumerate(examination):
-        if not _is_finite(propensity) or not 0 < propensity <= 1:
-            raise table.wrong(
-                f"examination[{position}]", "a probability in (0, 1]", _seen(propensity)
-            )
+        table.check_number(f"examination[{position}]", expected, propensity)
+        if not LEAST_EXAMINATION <= propensity <= 1:
+            raise table.wrong(f"examination[{position}]", expected, seen_as(propensity))
     normalise: Normalise = table.choice("normalise", get_args(Normalise), "running_mean")  # type: ignore[assignment]  # one of the two
     table.finish()
     return tuple(float(p) for p in examination), normalise
 
 
-def _soft_rules(top: _Table) -> tuple[SoftRule, ...]:
+def _soft_rules(top: Table) -> tuple[SoftRule, ...]:
     found = []
-    for table in top.tables("soft_rules"):
+    for table in top.tables("soft_rules", MOST_OBJECTIVES):
         rule = SoftRule(
             objective=table.text("objective", "the name of an objective", _is_name),
             min_weight=table.number("min_weight", "a weight in [0, 1]", lambda x: 0 <= x <= 1, 0.0),
@@ -367,7 +322,10 @@ def _soft_rules(top: _Table) -> tuple[SoftRule, ...]:
         )
         if rule.min_weight > rule.max_weight:
             raise table.wrong(
-                "min_weight", f"at most max_weight ({rule.max_weight:g})", f"{rule.min_weight:g}"
+                "min_weight",
+                f"at most max_weight ({rule.max_weight:g})",
+                f"{rule.min_weight:g}",
+                Reason.REASON_INCONSISTENT,
             )
         table.finish()
         found.append(rule)
@@ -375,24 +333,35 @@ def _soft_rules(top: _Table) -> tuple[SoftRule, ...]:
     return tuple(found)
 
 
-def _check_baseline(top: _Table, objectives: Sequence[Objective]) -> None:
+def _check_baseline(top: Table, objectives: Sequence[Objective]) -> None:
     total = math.fsum(o.baseline for o in objectives)
     if abs(total - 1) > BASELINE_TOLERANCE:
-        raise top.wrong("objectives", "baseline weights that sum to 1", f"a sum of {total:g}")
+        raise top.wrong(
+            "objectives",
+            "baseline weights that sum to 1",
+            f"a sum of {total:g}",
+            Reason.REASON_INCONSISTENT,
+        )
     floors = math.fsum(o.floor for o in objectives)
     if floors >= 1:
-        raise top.wrong("objectives", "floors that sum to less than 1", f"a sum of {floors:g}")
+        raise top.wrong(
+            "objectives",
+            "floors that sum to less than 1",
+            f"a sum of {floors:g}",
+            Reason.REASON_INCONSISTENT,
+        )
     for i, objective in enumerate(objectives):
         if objective.baseline / total < objective.floor - 1e-12:
             raise top.wrong(
                 f"objectives[{i}].baseline",
                 f"at least the floor ({objective.floor:g})",
                 f"{objective.baseline:g}",
+                Reason.REASON_INCONSISTENT,
             )
 
 
 def _check_references(
-    top: _Table,
+    top: Table,
     objectives: Sequence[Objective],
     outcomes: Sequence[Outcome],
     soft_rules: Sequence[SoftRule],
@@ -405,9 +374,19 @@ def _check_references(
             continue
         where = f"objectives[{i}].predicts"
         if outcome not in known:
-            raise top.wrong(where, "an outcome type (" + ", ".join(known) + ")", repr(outcome))
+            raise top.wrong(
+                where,
+                f"an outcome type ({_listed(known)})",
+                seen_as(outcome),
+                Reason.REASON_UNKNOWN_OUTCOME,
+            )
         if outcome in predicted:
-            raise top.wrong(where, "one objective per outcome type", f"{outcome!r} again")
+            raise top.wrong(
+                where,
+                "one objective per outcome type",
+                f"{outcome!r} again",
+                Reason.REASON_REPEATED_NAME,
+            )
         predicted.add(outcome)
         if objective.transform == "logit" and outcomes[known.index(outcome)].value_weighted:
             raise top.wrong(
@@ -415,27 +394,33 @@ def _check_references(
                 "an outcome type that is not value_weighted (a logit objective's score is a "
                 "probability; an expected value wants linear or log)",
                 repr(outcome),
+                Reason.REASON_INCONSISTENT,
             )
     names = [o.name for o in objectives]
     for i, rule in enumerate(soft_rules):
         if rule.objective not in names:
             raise top.wrong(
                 f"soft_rules[{i}].objective",
-                "an objective (" + ", ".join(names) + ")",
+                f"an objective ({_listed(names)})",
                 repr(rule.objective),
+                Reason.REASON_UNKNOWN_OBJECTIVE,
             )
 
 
-def _check_unique(top: _Table, key: str, names: Sequence[str]) -> None:
+def _check_unique(top: Table, key: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
     for i, name in enumerate(names):
-        if name in names[:i]:
-            raise top.wrong(f"{key}[{i}]", "each name once", f"{name!r} again")
+        if name in seen:
+            raise top.wrong(
+                f"{key}[{i}]", "each name once", f"{name!r} again", Reason.REASON_REPEATED_NAME
+            )
+        seen.add(name)
 
 
-def _optional_name(table: _Table, key: str) -> str | None:
+def _optional_name(table: Table, key: str) -> str | None:
     value = table.take(key)
     if value is not None and not isinstance(value, str):
-        raise table.wrong(key, "the name of an outcome type", _seen(value))
+        raise table.mistyped(key, "the name of an outcome type", value)
     return value
 
 
@@ -450,12 +435,9 @@ def _is_policy_name(text: str) -> bool:
     return len(text) <= _LONGEST_NAME and _POLICY_NAME.fullmatch(text) is not None
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-
-
-def _seen(value: object) -> str:
-    return "nothing" if value is None else repr(value)
+def _listed(names: Sequence[str]) -> str:
+    text = ", ".join(names)
+    return text if len(text) <= LONGEST_SEEN else f"{text[:LONGEST_SEEN]}..."
 
 
 def _digest(schema: Schema) -> bytes:

@@ -16,7 +16,6 @@ from torch import Tensor
 from policy import dirichlet, grpo
 from policy.adam import Adam
 from policy.batch import Batch, Requests, collate, pad, posteriors
-from policy.errors import CheckpointRefused
 from policy.fusion import Floats
 from policy.initial import initial_parameters
 from policy.network import (
@@ -30,6 +29,7 @@ from policy.rewards import format_rewards
 from policy.running import LARGEST_IDEAL, ContextScale, Gate, PastRequests, RunningIdeal
 from policy.schema import Schema
 from policy.trainer_settings import TrainerSettings
+from policy.trainer_state import check_state
 
 State = dict[str, npt.NDArray[np.generic]]
 
@@ -190,12 +190,10 @@ class Trainer:
         """Continue exactly where `state` was taken.
 
         Raises:
-            CheckpointRefused: a tensor is missing or has another shape than the schema asks for.
+            CheckpointRefused: a tensor is missing, is not finite, or has another type or shape than
+                the schema asks for.
         """
-        for name, tensor in cls(schema, settings).state().items():
-            seen = state[name].shape if name in state else "nothing"
-            if seen != tensor.shape and not name.startswith("past."):
-                raise CheckpointRefused(f"{name}: expected shape {tensor.shape}, seen {seen}")
+        check_state(schema, cls(schema, settings).state(), state)
         trainer = cls(schema, settings, epoch=int(state["epoch"][0]))
         trainer._slots = int(state["slots"][0])
         with torch.no_grad():

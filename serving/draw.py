@@ -10,13 +10,12 @@ import hashlib
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from policy.dirichlet import draw_simplex
+from policy.dirichlet import gammas_to_simplex
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,30 +37,32 @@ class DrawKey:
         for part in (str(seed), policy, str(epoch), str(version)):
             self._common.update(_length_prefixed(part.encode()))
 
-    def generator(
-        self, request_id: bytes, features: npt.NDArray[np.float32]
-    ) -> np.random.Generator:
+    def generator(self, request_id: bytes, features: bytes) -> np.random.Generator:
         """The generator of one request; it is this thread's, valid until the next call.
 
         Args:
             request_id: the request, as UTF-8.
-            features: [feature] the context.
+            features: the context, as the hexadecimal digits of little-endian float32 numbers.
         """
         digest = self._common.copy()
         digest.update(_length_prefixed(request_id))
-        digest.update(_length_prefixed(features.astype("<f4").tobytes().hex().encode()))
+        digest.update(_length_prefixed(features))
         return _keyed(digest.digest())
 
 
 def draw_simplices(
-    generators: Sequence[tuple[DrawKey, bytes, npt.NDArray[np.float32]]],
+    key: DrawKey,
+    request_ids: Sequence[bytes],
+    features: npt.NDArray[np.float32],
     alpha: Floats,
     members: int,
 ) -> Floats:
     """Draw every request's group.
 
     Args:
-        generators: [request] key, request_id and features.
+        key: the version's.
+        request_ids: [request] as UTF-8.
+        features: [request, feature] the contexts.
         alpha: [request, objective] concentration parameters, > 0.
         members: members of a group.
 
@@ -69,27 +70,16 @@ def draw_simplices(
         [request, member, objective] points of the simplex.
     """
     group = (members, alpha.shape[-1])
-    drawn = _Drawn(np.empty((len(generators), *group)), np.empty((len(generators), *group)))
+    gamma = np.empty((len(request_ids), *group))
+    exponential = np.empty_like(gamma)
     shifted = alpha + 1
-    for row, (key, request_id, features) in enumerate(generators):
-        generator = key.generator(request_id, features)
-        drawn.gamma[row] = generator.standard_gamma(shifted[row], group)
-        generator.standard_exponential(out=drawn.exponential[row])
-    return draw_simplex(cast(np.random.Generator, drawn), alpha, members)
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """Stands for a generator: gives out numbers that were drawn before."""
-
-    gamma: Floats
-    exponential: Floats
-
-    def standard_gamma(self, shape: Floats, size: tuple[int, ...]) -> Floats:
-        return self.gamma
-
-    def standard_exponential(self, size: tuple[int, ...]) -> Floats:
-        return self.exponential
+    digits = features.astype("<f4", copy=False).tobytes().hex().encode()
+    width = 8 * features.shape[-1]
+    for row, request_id in enumerate(request_ids):
+        generator = key.generator(request_id, digits[row * width : (row + 1) * width])
+        gamma[row] = generator.standard_gamma(shifted[row], group)
+        generator.standard_exponential(out=exponential[row])
+    return gammas_to_simplex(gamma, exponential, alpha)
 
 
 def _length_prefixed(part: bytes) -> bytes:

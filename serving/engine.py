@@ -1,30 +1,23 @@
 """From contexts to decisions: the serving policy and the draw. No gRPC, Kafka or clock here."""
 
-import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from grade.v1.context_pb2 import Context
-from grade.v1.decision_pb2 import ARM_HOLDOUT, Arm, Decision, SignedDecision
+from grade.v1.decision_pb2 import ARM_HOLDOUT, Decision, SignedDecision
 from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.policy_service_pb2 import DescribePolicyResponse, SampleResponse
 
 from policy.dirichlet import log_density, simplex_to_weights
-from policy.errors import InvalidContext
-from policy.fusion import arm
-from policy.initial import LARGEST_FEATURE
 from policy.schema import Schema
+from serving.checked_context import CheckedContext, check_context
 from serving.draw import DrawKey, draw_simplices
 from serving.serving_policy import ServingPolicy
 from serving.snapshot import load_policy
 from stream.codec import encode
-
-LONGEST_NAME_BYTES = 128
-"""Of request_id and unit_id, in UTF-8."""
 
 EXECUTED = 0
 """The member that ranks. Members are independent draws of one density, so any fixed index is as
@@ -37,16 +30,6 @@ class _Serving:
 
     policy: ServingPolicy
     key: DrawKey
-
-
-class _Request(NamedTuple):
-    """A context that has been checked."""
-
-    request_id: str
-    encoded_id: bytes
-    unit_id: str
-    features: npt.NDArray[np.float32]
-    arm: "Arm.ValueType"
 
 
 class _Group(NamedTuple):
@@ -92,13 +75,19 @@ class Engine:
         """The policy that is serving."""
         return self._serving.policy
 
-    def load(self, snapshot: ParameterSnapshot) -> ServingPolicy:
+    def load(
+        self, snapshot: ParameterSnapshot, earlier: Mapping[bytes, Schema] | None = None
+    ) -> ServingPolicy:
         """Check a snapshot and build its policy; what is served does not change.
+
+        Args:
+            snapshot: as published.
+            earlier: schemas of earlier generations by their digests.
 
         Raises:
             SnapshotRefused: naming the check that failed.
         """
-        return load_policy(snapshot, self._schema)
+        return load_policy(snapshot, self._schema, earlier)
 
     def swap(self, policy: ServingPolicy) -> bool:
         """Serve a policy from now on, by one reference assignment.
@@ -119,7 +108,7 @@ class Engine:
         Raises:
             InvalidContext: naming the field.
         """
-        return self._answer(self._serving, [self._checked(context, "context")])[0]
+        return self._answer(self._serving, [check_context(context, self._schema, "context")])[0]
 
     def sample_batch(self, contexts: Sequence[Context]) -> list[SampleResponse]:
         """Decide many requests with one version; each answer equals `sample`'s byte for byte.
@@ -128,7 +117,10 @@ class Engine:
             InvalidContext: naming the request's index and the field.
         """
         serving = self._serving
-        requests = [self._checked(c, f"requests[{i}].context") for i, c in enumerate(contexts)]
+        requests = [
+            check_context(context, self._schema, f"requests[{index}].context")
+            for index, context in enumerate(contexts)
+        ]
         return self._answer(serving, requests)
 
     def describe(self) -> DescribePolicyResponse:
@@ -145,62 +137,29 @@ class Engine:
             version=policy.version,
         )
 
-    def check_policy(self, policy: str, field: str = "policy") -> None:
-        """Refuse another policy's name.
-
-        Raises:
-            InvalidContext: naming the field.
-        """
-        if policy != self._schema.policy:
-            raise InvalidContext(field, repr(self._schema.policy), repr(policy))
-
     def _ready(self, policy: ServingPolicy) -> _Serving:
         key = DrawKey(self._seed, self._schema.policy, policy.epoch, policy.version)
         return _Serving(policy, key)
 
-    def _checked(self, context: Context, where: str) -> _Request:
-        self.check_policy(context.policy, f"{where}.policy")
-        encoded_id = _check_name(context.request_id, f"{where}.request_id")
-        _check_name(context.unit_id, f"{where}.unit_id")
-        features = context.features[:]
-        if len(features) != self._schema.n_features:
-            raise InvalidContext(
-                f"{where}.features", f"{self._schema.n_features} numbers", str(len(features))
-            )
-        # A sum of float32 numbers in float64 is finite iff all of them are.
-        if (
-            not math.isfinite(sum(features))
-            or max(features) > LARGEST_FEATURE
-            or min(features) < -LARGEST_FEATURE
-        ):
-            index = next(i for i, x in enumerate(features) if not abs(x) <= LARGEST_FEATURE)
-            name, seen = self._schema.features[index].name, features[index]
-            kind = f"number in [{-LARGEST_FEATURE:g}, {LARGEST_FEATURE:g}]"
-            expected = f"a {kind if math.isfinite(seen) else 'finite number'} for {name!r}"
-            raise InvalidContext(f"{where}.features[{index}]", expected, f"{seen:g}")
-        return _Request(
-            context.request_id,
-            encoded_id,
-            context.unit_id,
-            np.array(features, dtype=np.float32),
-            arm(self._schema, context.unit_id),
-        )
-
-    def _answer(self, serving: _Serving, requests: Sequence[_Request]) -> list[SampleResponse]:
+    def _answer(
+        self, serving: _Serving, requests: Sequence[CheckedContext]
+    ) -> list[SampleResponse]:
         drawing = [r for r in requests if r.arm != ARM_HOLDOUT]
         groups = iter(self._draw(serving, drawing) if drawing else ())
+        policy, digest = self._schema.policy, self._schema.digest
+        epoch, version = serving.policy.order
         answers = []
         for request in requests:
             group = self._holdout if request.arm == ARM_HOLDOUT else next(groups)
             decision = Decision(
-                policy=self._schema.policy,
-                request_id=request.request_id,
-                unit_id=request.unit_id,
-                epoch=serving.policy.epoch,
-                version=serving.policy.version,
-                schema_digest=self._schema.digest,
+                policy=policy,
+                request_id=request.context.request_id,
+                unit_id=request.context.unit_id,
+                epoch=epoch,
+                version=version,
+                schema_digest=digest,
                 arm=request.arm,
-                features=request.features.tolist(),
+                features=request.features,
                 alpha=group.alpha,
                 weights=group.weights,
                 log_densities=group.log_densities,
@@ -208,32 +167,24 @@ class Engine:
             )
             answers.append(
                 SampleResponse(
-                    policy=decision.policy,
+                    policy=policy,
                     weights=group.weights[self._executed],
                     decision=SignedDecision(payload=encode(decision)),
-                    epoch=decision.epoch,
-                    version=decision.version,
+                    epoch=epoch,
+                    version=version,
                     arm=request.arm,
                 )
             )
         return answers
 
-    def _draw(self, serving: _Serving, requests: Sequence[_Request]) -> Iterable[_Group]:
-        alpha = serving.policy.alpha(np.array([r.features for r in requests]))
-        simplices = draw_simplices(
-            [(serving.key, r.encoded_id, r.features) for r in requests], alpha, self._members
-        )
+    def _draw(self, serving: _Serving, requests: Sequence[CheckedContext]) -> Iterable[_Group]:
+        features = np.array([r.features for r in requests], dtype=np.float32)
+        alpha = serving.policy.alpha(features)
+        names = [r.encoded_id for r in requests]
+        simplices = draw_simplices(serving.key, names, features, alpha, self._members)
         weights = simplex_to_weights(simplices, self._floors).astype(np.float32)
         densities = log_density(weights, alpha[:, None, :], self._floors)
         rows = weights.reshape(len(requests), -1)
         return map(
             _Group._make, zip(alpha.tolist(), rows.tolist(), densities.tolist(), strict=True)
         )
-
-
-def _check_name(name: str, field: str) -> bytes:
-    encoded = name.encode()
-    if not 1 <= len(encoded) <= LONGEST_NAME_BYTES:
-        seen = f"{len(encoded)} bytes, beginning {name[:16]!r}" if encoded else "none"
-        raise InvalidContext(field, f"1 to {LONGEST_NAME_BYTES} bytes of UTF-8", seen)
-    return encoded

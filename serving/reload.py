@@ -8,7 +8,7 @@ import dataclasses
 import heapq
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -16,13 +16,16 @@ from typing import Any, Final, Literal, NamedTuple
 import structlog
 from google.protobuf.message import DecodeError
 from grade.v1.parameters_pb2 import ParameterSnapshot
+from grade.v1.refused_pb2 import Reason
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from policy.errors import SnapshotRefused, TopicError
+from policy.errors import SnapshotRefused, TopicError, quoted, reason_name
 from serving import metrics
+from serving.earlier_schemas import EarlierSchemas
 from serving.engine import Engine
 from serving.serving_policy import ServingPolicy
+from serving.snapshot import LARGEST_EPOCH, LARGEST_VERSION
 from serving.snapshot_file import read_snapshot, write_snapshot
 from stream.connection import (
     Connection,
@@ -32,6 +35,7 @@ from stream.connection import (
     open_consumer,
     partitions_of,
 )
+from stream.topics import Topics
 
 State = Literal["connecting", "catching_up", "following", "away", "stopped", "failed"]
 
@@ -56,6 +60,7 @@ log = structlog.get_logger(__name__)
 class Swap(NamedTuple):
     """One line of the swap log."""
 
+    policy: str
     epoch: int
     version: int
     slot: int
@@ -83,23 +88,25 @@ class ParametersFollower:
     Args:
         engine: whose policy is swapped.
         connection: how to reach Kafka.
-        topic: the parameters topic, one partition.
+        topics: names of the policy's topics: parameters, one partition, and generations.
         file: where the last good snapshot is kept; None keeps none.
     """
 
     def __init__(
-        self, engine: Engine, connection: Connection, topic: str, file: Path | None
+        self, engine: Engine, connection: Connection, topics: Topics, file: Path | None
     ) -> None:
         self._engine = engine
         self._connection = dataclasses.replace(
             connection, timeout_s=min(connection.timeout_s, _ATTEMPT_S)
         )
-        self._partition = TopicPartition(topic, 0)
+        self._partition = TopicPartition(topics.parameters, 0)
+        self._earlier = EarlierSchemas(self._connection, topics, engine.schema)
+        self._policy = engine.schema.policy
         self._file = file
         self._position: int | None = None
         self._state: State = "connecting"
         self._trouble = ""
-        self._refused: dict[str, int] = {}
+        self._refused: Counter[tuple[str, str]] = Counter()
         self._last_refused = ""
         self._heard: float | None = None
         self._swapped = time.monotonic()
@@ -109,7 +116,9 @@ class ParametersFollower:
         self._written = -_FILE_INTERVAL_S
         self._caught_up = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="parameters", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"parameters-{self._policy}", daemon=True
+        )
 
     def start(self) -> None:
         """Begin to follow, in a thread of its own."""
@@ -165,7 +174,11 @@ class ParametersFollower:
     def health(self) -> dict[str, Any]:
         """What an operator wants to know, as JSON."""
         with self._lock:
-            refused = dict(self._refused)
+            refused = self._refused.copy()
+        by_check, by_reason = Counter[str](), Counter[str]()
+        for (check, reason), count in refused.items():
+            by_check[check] += count
+            by_reason[reason] += count
         policy = self._engine.policy
         return {
             "epoch": policy.epoch,
@@ -174,8 +187,9 @@ class ParametersFollower:
             "kafka": self._state,
             "kafka_age_s": round(self.kafka_age_s(), 3),
             "kafka_trouble": self._trouble,
-            "refused": sum(refused.values()),
-            "refused_by_check": refused,
+            "refused": refused.total(),
+            "refused_by_check": dict(by_check),
+            "refused_by_reason": dict(by_reason),
             "last_refused": self._last_refused,
         }
 
@@ -209,7 +223,12 @@ class ParametersFollower:
             self._caught_up.set()
             if not self._stopping.is_set():
                 self._state, self._trouble = "following", ""
-                log.info("parameters_caught_up", offset=end, version=self._engine.policy.version)
+                log.info(
+                    "parameters_caught_up",
+                    policy=self._policy,
+                    offset=end,
+                    version=self._engine.policy.version,
+                )
             while not self._stopping.is_set():
                 self._load_newest(list(self._candidates(self._poll(consumer))))
                 self._position = consumer.position(self._partition)
@@ -273,7 +292,7 @@ class ParametersFollower:
             except SnapshotRefused as error:
                 self._refuse(error, where=_where(record))
                 continue
-            if key.policy == self._engine.schema.policy:
+            if key.policy == self._policy:
                 yield _Candidate(key.epoch, key.version, record.offset, record)
 
     def _load_newest(self, candidates: list[_Candidate]) -> None:
@@ -288,12 +307,15 @@ class ParametersFollower:
                 return
             try:
                 snapshot = _decode(candidate.record)
-                policy = self._engine.load(snapshot)
+                earlier = self._earlier.for_digest(snapshot.schema_digest)
+                policy = self._engine.load(snapshot, earlier)
             except SnapshotRefused as error:
                 self._refuse(error, where=_where(candidate.record))
                 continue
             if self._swap(policy, record_ms=candidate.record.timestamp):
                 self._unwritten = snapshot
+                if snapshot.schema_digest in earlier:
+                    metrics.ADOPTED.labels(policy=self._policy).inc()
             return
 
     def _swap(self, policy: ServingPolicy, record_ms: int | None) -> bool:
@@ -303,24 +325,35 @@ class ParametersFollower:
             wall_ms = time.time() * 1000
             self._swapped = time.monotonic()
             self._swaps.append(
-                Swap(policy.epoch, policy.version, policy.slot, policy.slot_ms, wall_ms, record_ms)
+                Swap(
+                    self._policy,
+                    policy.epoch,
+                    policy.version,
+                    policy.slot,
+                    policy.slot_ms,
+                    wall_ms,
+                    record_ms,
+                )
             )
             # Inside the lock: another thread's older version must not overwrite a newer one's.
-            metrics.EPOCH.set(policy.epoch)
-            metrics.VERSION.set(policy.version)
-        metrics.SWAPS.inc()
-        log.debug("policy_swapped", epoch=policy.epoch, version=policy.version)
+            metrics.EPOCH.labels(policy=self._policy).set(policy.epoch)
+            metrics.VERSION.labels(policy=self._policy).set(policy.version)
+        metrics.SWAPS.labels(policy=self._policy).inc()
+        log.debug("policy_swapped", policy=self._policy, epoch=policy.epoch, version=policy.version)
         return True
 
     def _refuse(self, error: SnapshotRefused, where: str) -> None:
+        reason = reason_name(error.reason)
         with self._lock:
-            self._refused[error.check] = self._refused.get(error.check, 0) + 1
+            self._refused[error.check, reason] += 1
             self._last_refused = f"{where}: {error}"
-        metrics.REFUSED.labels(check=error.check).inc()
+        metrics.REFUSED.labels(policy=self._policy, check=error.check, reason=reason).inc()
         log.error(
             "snapshot_refused",
+            policy=self._policy,
             where=where,
             check=error.check,
+            reason=reason,
             expected=error.expected,
             seen=error.seen,
             serving_epoch=self._engine.policy.epoch,
@@ -330,7 +363,12 @@ class ParametersFollower:
     def _away(self, error: Exception) -> None:
         trouble = str(error) or type(error).__name__
         if self._state != "away":
-            log.warning("kafka_away", trouble=trouble, kafka_age_s=round(self.kafka_age_s(), 3))
+            log.warning(
+                "kafka_away",
+                policy=self._policy,
+                trouble=trouble,
+                kafka_age_s=round(self.kafka_age_s(), 3),
+            )
         self._state, self._trouble = "away", trouble
 
     def _write_file(self, *, now: bool = False) -> None:
@@ -359,23 +397,43 @@ class _Key(NamedTuple):
 def _parse_key(key: bytes | None) -> _Key:
     """The key policy/epoch/version of a record of the parameters topic."""
     parts = (key or b"").decode(errors="replace").split("/")
-    if len(parts) == 3 and all(p.isdecimal() and len(p) <= _MOST_DIGITS for p in parts[1:]):
-        return _Key(parts[0], int(parts[1]), int(parts[2]))
+    numbers = all(p.isascii() and p.isdecimal() and len(p) <= _MOST_DIGITS for p in parts[1:])
+    if len(parts) == 3 and numbers:
+        found = _Key(parts[0], int(parts[1]), int(parts[2]))
+        # Here, so that they take no place among the newest.
+        if found.epoch > LARGEST_EPOCH or found.version > LARGEST_VERSION:
+            raise SnapshotRefused(
+                "key",
+                f"an epoch of at most {LARGEST_EPOCH} and a version of at most {LARGEST_VERSION}",
+                f"epoch {found.epoch} and version {found.version}",
+                Reason.REASON_OUT_OF_RANGE,
+            )
+        return found
     seen = repr(key) if key is None or len(key) <= _LONGEST_SHOWN else f"{len(key)} bytes"
-    raise SnapshotRefused("key", "a key policy/epoch/version", seen)
+    raise SnapshotRefused("key", "a key policy/epoch/version", seen, Reason.REASON_WRONG_KEY)
 
 
 def _decode(record: Any) -> ParameterSnapshot:
+    if not record.value:
+        raise SnapshotRefused(
+            "decode", "a serialized ParameterSnapshot", "0 bytes", Reason.REASON_NULL_VALUE
+        )
     try:
         snapshot = ParameterSnapshot.FromString(record.value)
     except DecodeError:
         raise SnapshotRefused(
-            "decode", "a serialized ParameterSnapshot", f"{len(record.value)} other bytes"
+            "decode",
+            "a serialized ParameterSnapshot",
+            f"{len(record.value)} other bytes",
+            Reason.REASON_UNDECODABLE,
         ) from None
     key = _Key(snapshot.policy, snapshot.epoch, snapshot.version)
     if key != _parse_key(record.key):
         raise SnapshotRefused(
-            "key", f"a snapshot of {record.key.decode()}", "/".join(map(str, key))
+            "key",
+            f"a snapshot of {record.key.decode()}",
+            quoted("/".join(map(str, key))),
+            Reason.REASON_WRONG_KEY,
         )
     return snapshot
 

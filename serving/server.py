@@ -1,6 +1,8 @@
-"""A policy server: engine, RPCs, health and the parameters follower, started and stopped as one."""
+"""A policy server: engines, RPCs, health and parameters followers, started and stopped as one."""
 
 import threading
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +15,20 @@ from grade.v1.policy_service_pb2_grpc import add_PolicyServiceServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from policy.errors import SettingsError
 from policy.schema import Schema
 from serving import metrics
 from serving.engine import Engine
 from serving.reload import ParametersFollower
 from serving.servicer import Ages, PolicyServicer
+from serving.shared_port import address_of, address_taken
 from serving.status import StatusInterceptor
 from stream.connection import Connection
+from stream.topics import Topics
 
 LARGEST_REQUEST_BYTES: Final = 1024 * 1024
 THREADS: Final = 8
 """Handlers that run at once. They share one interpreter lock, so more would not be faster."""
+_SLICE_S: Final = 0.1
 SERVICE: Final = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 
 log = structlog.get_logger(__name__)
@@ -50,32 +54,39 @@ class ServerSettings:
     """How long calls in flight may go on while stopping."""
     reflection: bool = False
     """Whether the services are described by gRPC reflection."""
-    snapshot_file: Path | None = None
-    """Where the last good snapshot is kept; None keeps none."""
+    snapshot_folder: Path | None = None
+    """Where the last good snapshot of each policy is kept; None keeps none."""
+    shared_port: bool = False
+    """Whether further processes listen on the same port (SO_REUSEPORT)."""
 
 
 class PolicyServer:
-    """Serves one policy.
+    """Serves policies: an engine and a follower for each, behind one port.
 
     Args:
-        schema: the policy's schema.
+        policies: each policy's schema and the names of its topics; their names differ.
         settings: how to run.
         connection: how to reach Kafka.
-        parameters_topic: topic of the snapshots.
     """
 
     def __init__(
         self,
-        schema: Schema,
+        policies: Sequence[tuple[Schema, Topics]],
         settings: ServerSettings,
         connection: Connection,
-        parameters_topic: str,
     ) -> None:
         self._settings = settings
-        self._engine = Engine(schema, seed=settings.seed, members=settings.members)
-        self._follower = ParametersFollower(
-            self._engine, connection, parameters_topic, settings.snapshot_file
-        )
+        self._engines: dict[str, Engine] = {}
+        self._followers: dict[str, ParametersFollower] = {}
+        folder = settings.snapshot_folder
+        for schema, topics in policies:
+            name = schema.policy
+            engine = Engine(schema, seed=settings.seed, members=settings.members)
+            file = None if folder is None else folder / f"{name}.snapshot"
+            follower = ParametersFollower(engine, connection, topics, file)
+            self._engines[name], self._followers[name] = engine, follower
+            metrics.VERSION_AGE.labels(policy=name).set_function(follower.version_age_s)
+            metrics.KAFKA_AGE.labels(policy=name).set_function(follower.kafka_age_s)
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._health = health.HealthServicer()
@@ -83,8 +94,6 @@ class PolicyServer:
         self._grpc: grpc.Server | None = None
         self._port = settings.port
         self._announce(False)
-        metrics.VERSION_AGE.set_function(self._follower.version_age_s)
-        metrics.KAFKA_AGE.set_function(self._follower.kafka_age_s)
 
     @property
     def port(self) -> int:
@@ -92,27 +101,29 @@ class PolicyServer:
         return self._port
 
     @property
-    def engine(self) -> Engine:
-        """What decides."""
-        return self._engine
+    def engines(self) -> Mapping[str, Engine]:
+        """What decides, by name of the policy."""
+        return self._engines
 
     def start(self) -> None:
-        """Listen and begin to read the parameters topic; health says NOT_SERVING until `get_ready`.
+        """Listen, and begin to read the parameters topics.
+
+        Health says NOT_SERVING until `get_ready`.
 
         Raises:
             SettingsError: the address cannot be listened on.
         """
         server = grpc.server(
             self._threads,
-            interceptors=[StatusInterceptor(SERVICE)],
+            interceptors=[StatusInterceptor(SERVICE, self._engines)],
             maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
             options=[
                 ("grpc.max_receive_message_length", LARGEST_REQUEST_BYTES),
                 # Shared ports would let a second server start unnoticed on a taken one.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._settings.shared_port)),
             ],
         )
-        servicer = PolicyServicer(self._engine, self._ages, self._ready.is_set)
+        servicer = PolicyServicer(self._engines, self._ages, self._ready.is_set)
         add_PolicyServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
@@ -121,7 +132,8 @@ class PolicyServer:
         self._port = self._listen(server)
         self._grpc = server
         server.start()
-        self._follower.start()
+        for follower in self._followers.values():
+            follower.start()
 
     def get_ready(self, give_up: threading.Event | None = None) -> bool:
         """Wait for the newest parameters, else take the last good ones, then answer requests.
@@ -132,13 +144,14 @@ class PolicyServer:
         Returns:
             False if it was given up.
         """
-        caught_up = self._wait_caught_up(give_up)
+        behind = self._wait_caught_up(give_up)
         if give_up is not None and give_up.is_set():
             return False
-        if not caught_up:
-            from_file = self._follower.serve_last_good()
+        for policy, follower in behind.items():
+            from_file = follower.serve_last_good()
             log.warning(
                 "serving_without_kafka",
+                policy=policy,
                 source="last good snapshot" if from_file else "baseline",
                 waited_s=self._settings.ready_timeout_s,
             )
@@ -155,52 +168,60 @@ class PolicyServer:
             self._grpc = None
         self._threads.shutdown(wait=False)
         self._ready.clear()
-        self._follower.stop()
+        for follower in self._followers.values():
+            follower.stop()
 
     def health(self) -> dict[str, Any]:
-        """What an operator wants to know, as JSON; `status` is "ok" while requests are welcome."""
+        """What an operator wants to know, as JSON.
+
+        `status` is "ok" while requests are welcome and every policy's parameters are followed, and
+        `policies` tells the state of each. If there is one alone, its state is told beside `status`
+        too.
+        """
         status = "ok" if self._ready.is_set() else "starting"
         if self._stopping.is_set():
             status = "stopping"
-        if self._follower.failed:
+        if any(follower.failed for follower in self._followers.values()):
             status = "failed"
-        return {"status": status, **self._follower.health()}
+        policies = {name: follower.health() for name, follower in self._followers.items()}
+        only = next(iter(policies.values())) if len(policies) == 1 else {}
+        return {"status": status, **only, "policies": policies}
 
     def swaps(self) -> list[dict[str, Any]]:
-        """The last swaps, oldest first, as JSON."""
-        return self._follower.swaps()
+        """The last swaps of all policies, oldest first, as JSON."""
+        swaps = [swap for follower in self._followers.values() for swap in follower.swaps()]
+        return sorted(swaps, key=lambda swap: float(swap["wall_ms"]))
 
     def _listen(self, server: grpc.Server) -> int:
         host, port = self._settings.host, self._settings.port
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = int(server.add_insecure_port(address))
+            bound = int(server.add_insecure_port(address_of(host, port)))
         except RuntimeError:
             bound = 0
         if bound == 0:
-            raise SettingsError(
-                f"serve_host and serve_port: expected an address that is free, seen {address}, "
-                "which cannot be listened on (in use, or not this machine's); "
-                "choose another port, or 0 for any"
-            )
+            raise address_taken(host, port, "in use, or not this machine's")
         return bound
 
-    def _wait_caught_up(self, give_up: threading.Event | None) -> bool:
-        if give_up is None:
-            return self._follower.wait_caught_up(self._settings.ready_timeout_s)
-        slices = max(1, round(self._settings.ready_timeout_s / 0.1))
-        for _ in range(slices):
-            if self._follower.wait_caught_up(self._settings.ready_timeout_s / slices):
-                return True
-            if give_up.is_set():
-                return False
-        return False
+    def _wait_caught_up(self, give_up: threading.Event | None) -> dict[str, ParametersFollower]:
+        """Wait for all followers; returns those that took too long."""
+        behind = dict(self._followers)
+        deadline = time.monotonic() + self._settings.ready_timeout_s
+        while behind:
+            for name, follower in list(behind.items()):
+                left_s = deadline - time.monotonic()
+                if follower.wait_caught_up(min(_SLICE_S, max(left_s, 0))):
+                    del behind[name]
+                elif left_s <= 0 or (give_up is not None and give_up.is_set()):
+                    return behind
+        return behind
 
     def _announce(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
         for service in ("", SERVICE):
             self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
-        metrics.READY.set(serving)
+        for policy in self._engines:
+            metrics.READY.labels(policy=policy).set(serving)
 
-    def _ages(self) -> Ages:
-        return Ages(self._follower.version_age_s(), self._follower.kafka_age_s())
+    def _ages(self, policy: str) -> Ages:
+        follower = self._followers[policy]
+        return Ages(follower.version_age_s(), follower.kafka_age_s())

@@ -1,10 +1,10 @@
-"""The RPCs: what comes over the wire, handed to the engine."""
+"""The RPCs: what comes over the wire, handed to the engine of its policy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import grpc
-from grade.v1.decision_pb2 import ARM_HOLDOUT
+from grade.v1.decision_pb2 import ARM_HOLDOUT, ARM_POLICY
 from grade.v1.policy_service_pb2 import (
     DescribePolicyRequest,
     DescribePolicyResponse,
@@ -14,21 +14,20 @@ from grade.v1.policy_service_pb2 import (
     SampleResponse,
 )
 from grade.v1.policy_service_pb2_grpc import PolicyServiceServicer
+from grade.v1.refused_pb2 import Reason
 
 from policy.errors import InvalidContext
 from serving import metrics
+from serving.checked_context import unknown_policy
 from serving.engine import Engine
 from serving.status import NotServing
 
 LARGEST_BATCH = 1024
 """Requests in one batch; a batch holds a thread for about 30 µs per request."""
 
-_HOLDOUT_DECISIONS = metrics.DECISIONS.labels(arm="holdout")
-_POLICY_DECISIONS = metrics.DECISIONS.labels(arm="policy")
-
 
 class Ages(NamedTuple):
-    """How old the server's knowledge is, in seconds."""
+    """How old the server's knowledge of a policy is, in seconds."""
 
     version: float
     """Since the serving version was swapped in."""
@@ -40,13 +39,18 @@ class PolicyServicer(PolicyServiceServicer):
     """Answers the ranking tier; errors are raised and become statuses in `serving.status`.
 
     Args:
-        engine: decides.
-        ages: asked when the policy is described.
+        engines: what decides, by name of the policy.
+        ages: asked with a policy's name when it is described.
         ready: whether requests may be answered.
     """
 
-    def __init__(self, engine: Engine, ages: Callable[[], Ages], ready: Callable[[], bool]) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        ages: Callable[[str], Ages],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._engines = dict(engines)
         self._ages = ages
         self._ready = ready
 
@@ -55,8 +59,9 @@ class PolicyServicer(PolicyServiceServicer):
     ) -> SampleResponse:
         """Decide one request."""
         self._check_ready()
-        response = self._engine.sample(request.context)
-        _count([response])
+        engine = self._engine(request.context.policy, "context.policy")
+        response = engine.sample(request.context)
+        metrics.CALLS.decided(response.policy, response.arm)
         return response
 
     def SampleBatch(  # noqa: N802 - the contract's name
@@ -64,32 +69,40 @@ class PolicyServicer(PolicyServiceServicer):
     ) -> SampleBatchResponse:
         """Decide many requests with one version."""
         self._check_ready()
-        self._engine.check_policy(request.policy)
+        engine = self._engine(request.policy, "policy")
         if len(request.requests) > LARGEST_BATCH:
             raise InvalidContext(
-                "requests", f"at most {LARGEST_BATCH} requests", str(len(request.requests))
+                "requests",
+                f"at most {LARGEST_BATCH} requests",
+                str(len(request.requests)),
+                Reason.REASON_TOO_LARGE,
             )
-        responses = self._engine.sample_batch([r.context for r in request.requests])
-        _count(responses)
+        responses = engine.sample_batch([r.context for r in request.requests])
+        _count(request.policy, responses)
         return SampleBatchResponse(policy=request.policy, responses=responses)
 
     def DescribePolicy(  # noqa: N802 - the contract's name
         self, request: DescribePolicyRequest, context: grpc.ServicerContext
     ) -> DescribePolicyResponse:
         """Say what the policy expects and what is serving."""
-        self._engine.check_policy(request.policy)
-        description = self._engine.describe()
-        description.version_age_s, description.kafka_age_s = self._ages()
+        description = self._engine(request.policy, "policy").describe()
+        description.version_age_s, description.kafka_age_s = self._ages(request.policy)
         return description
+
+    def _engine(self, policy: str, field: str) -> Engine:
+        engine = self._engines.get(policy)
+        if engine is None:
+            raise unknown_policy(policy, self._engines, field)
+        return engine
 
     def _check_ready(self) -> None:
         if not self._ready():
             raise NotServing("expected a server that is ready, seen one that starts or stops")
 
 
-def _count(responses: Sequence[SampleResponse]) -> None:
+def _count(policy: str, responses: Sequence[SampleResponse]) -> None:
     held_out = sum(r.arm == ARM_HOLDOUT for r in responses)
     if held_out:
-        _HOLDOUT_DECISIONS.inc(held_out)
+        metrics.CALLS.decided(policy, ARM_HOLDOUT, held_out)
     if held_out < len(responses):
-        _POLICY_DECISIONS.inc(len(responses) - held_out)
+        metrics.CALLS.decided(policy, ARM_POLICY, len(responses) - held_out)

@@ -17,6 +17,8 @@ from policy.schema import Schema
 Floats = npt.NDArray[np.float64]
 
 _LOG_LEAST, _LOG_GREATEST = map(math.log, CONCENTRATION_BOUNDS)
+_LOG_HALF_RANGE = (_LOG_GREATEST - _LOG_LEAST) / 2
+_LOG_MIDDLE = (_LOG_GREATEST + _LOG_LEAST) / 2
 
 BASELINE_EPOCH = 0
 """Epoch of the declared baseline, before every epoch that a learner makes."""
@@ -39,9 +41,10 @@ class ServingPolicy:
     hidden1_weight: Floats
     hidden1_bias: Floats
     heads_weight: Floats
-    """[objective + 1, hidden] gated mean head; the last row is the concentration's."""
+    """[objective + 1, hidden] gated mean head; the last row is half of the concentration's."""
     heads_bias: Floats
-    """[objective + 1] static and contextual biases, blended by the gate; the concentration's."""
+    """[objective + 1] static and contextual biases, blended by the gate; half of the
+    concentration's."""
     mean_floor: Floats
     """[objective] the least that the mean can become."""
     mean_share: float
@@ -72,7 +75,9 @@ class ServingPolicy:
             slot_ms: length of a slot in milliseconds.
         """
         gate = tensors["gate"][0]
-        heads_weight = np.vstack([gate * tensors["mean_weight"], tensors["concentration_weight"]])
+        # Halving is exact, and the sigmoid by tanh wants half of its argument.
+        concentration_weight = 0.5 * tensors["concentration_weight"]
+        heads_weight = np.vstack([gate * tensors["mean_weight"], concentration_weight])
         bias = (1 - gate) * tensors["static_logits"] + gate * tensors["mean_bias"]
         return cls(
             epoch=epoch,
@@ -86,7 +91,7 @@ class ServingPolicy:
             hidden1_weight=_frozen(tensors["hidden1_weight"]),
             hidden1_bias=_frozen(tensors["hidden1_bias"]),
             heads_weight=_frozen(heads_weight),
-            heads_bias=_frozen(np.concatenate([bias, tensors["concentration_bias"]])),
+            heads_bias=_frozen(np.concatenate([bias, 0.5 * tensors["concentration_bias"]])),
             mean_floor=_frozen(tensors["mean_floor"]),
             mean_share=1 - math.fsum(tensors["mean_floor"]),
         )
@@ -112,8 +117,8 @@ class ServingPolicy:
         Returns:
             [request, objective] concentration parameters, > 0.
         """
-        z = features.astype(np.float64)
-        z -= self.feature_mean
+        # Not the product with 1 / scale: its last bit would differ from the learner's.
+        z = features - self.feature_mean
         z /= self.feature_scale
         z = np.minimum(np.maximum(z, -CONTEXT_CLIP, out=z), CONTEXT_CLIP, out=z)
         hidden = _relu_layer(self.hidden0_weight, self.hidden0_bias, z)
@@ -121,14 +126,17 @@ class ServingPolicy:
         heads = np.matvec(self.heads_weight, hidden)
         heads += self.heads_bias
         logits = heads[:, :-1]
-        unscaled = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
-        mean = unscaled / np.add.accumulate(unscaled, axis=-1)[:, -1:]
-        # The sigmoid by tanh, which cannot overflow.
-        share = 0.5 + 0.5 * np.tanh(0.5 * heads[:, -1:])
-        concentration = np.exp(_LOG_LEAST + (_LOG_GREATEST - _LOG_LEAST) * share)
+        mean: Floats = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+        np.exp(mean, out=mean)
+        mean /= np.add.accumulate(mean, axis=-1)[:, -1:]
         mean *= self.mean_share
         mean += self.mean_floor
-        return np.asarray(concentration * mean)
+        # The sigmoid is 0.5 + 0.5 tanh, which cannot overflow.
+        concentration = np.tanh(heads[:, -1:])
+        concentration *= _LOG_HALF_RANGE
+        concentration += _LOG_MIDDLE
+        mean *= np.exp(concentration, out=concentration)
+        return mean
 
 
 def _relu_layer(weight: Floats, bias: Floats, below: Floats) -> Floats:

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 from grade.v1.parameters_pb2 import ParameterSnapshot
+from grade.v1.refused_pb2 import Reason
 
+from policy.adoption import adopt_parameters
 from policy.dirichlet import draw_simplex, keyed_generator, log_density, simplex_to_weights
-from policy.errors import SnapshotRefused
+from policy.errors import LONGEST_SEEN, SnapshotRefused, quoted
 from policy.initial import (
     CONCENTRATION_BOUNDS,
     CONTEXT_CLIP,
@@ -24,6 +26,10 @@ from serving.serving_policy import ServingPolicy
 
 Floats = npt.NDArray[np.float64]
 
+LARGEST_EPOCH: Final = 10**8 - 1
+LARGEST_VERSION: Final = 10**12 - 1
+"""As many digits as the name of a checkpoint has for them."""
+LONGEST_SLOT_MS: Final = 86_400_000
 LARGEST_HIDDEN: Final = 4096
 """Most hidden units; more would make every request slow."""
 LARGEST_MAGNITUDE: Final = 1e3
@@ -42,40 +48,53 @@ _RANDOM_PROBES = 16
 _PROBE_MEMBERS = 4
 
 
-def load_policy(snapshot: ParameterSnapshot, schema: Schema) -> ServingPolicy:
+def load_policy(
+    snapshot: ParameterSnapshot, schema: Schema, earlier: Mapping[bytes, Schema] | None = None
+) -> ServingPolicy:
     """Check a snapshot and build the policy that it describes.
 
     Args:
         snapshot: as published.
         schema: the schema that is served.
+        earlier: schemas of earlier generations by their digests; what was learned under one of them
+            is carried over to the served one.
 
     Raises:
         SnapshotRefused: naming the first check that failed: `policy`, `version`, `checksum`,
             `schema`, `tensors`, `finite`, `bounds` or `self_test`.
     """
-    _expect("policy", snapshot.policy == schema.policy, repr(schema.policy), repr(snapshot.policy))
     _expect(
-        "version",
-        snapshot.epoch >= 1 and snapshot.version >= 1,
-        "epoch and version of at least 1",
-        f"epoch {snapshot.epoch}, version {snapshot.version}",
+        "policy",
+        snapshot.policy == schema.policy,
+        repr(schema.policy),
+        quoted(snapshot.policy),
+        Reason.REASON_UNKNOWN_POLICY,
     )
+    _check_version(snapshot)
     digest = hashlib.sha256(snapshot.parameters).digest()
     _expect(
         "checksum",
         digest == snapshot.parameters_sha256,
         f"sha256 {_short(snapshot.parameters_sha256)} of the parameters",
         f"{_short(digest)} over {len(snapshot.parameters)} bytes",
+        Reason.REASON_CHECKSUM,
     )
-    _expect(
-        "schema",
-        snapshot.schema_digest == schema.digest,
-        f"schema digest {_short(schema.digest)}",
-        _short(snapshot.schema_digest),
-    )
-    tensors = _tensors(snapshot.parameters, schema)
+    learned_under = {**(earlier or {}), schema.digest: schema}.get(snapshot.schema_digest)
+    if learned_under is None:
+        known = " or an earlier generation's" if earlier else ""
+        raise SnapshotRefused(
+            "schema",
+            f"schema digest {_short(schema.digest)}{known}",
+            _short(snapshot.schema_digest),
+            Reason.REASON_UNKNOWN_SCHEMA,
+        )
+    tensors = _tensors(snapshot.parameters, learned_under)
     _check_finite(tensors)
     _check_bounds(tensors)
+    if learned_under != schema:
+        tensors = adopt_parameters(tensors, learned_under, schema)
+        _check_finite(tensors)
+        _check_bounds(tensors)
     policy = ServingPolicy.from_tensors(
         tensors,
         epoch=snapshot.epoch,
@@ -87,13 +106,32 @@ def load_policy(snapshot: ParameterSnapshot, schema: Schema) -> ServingPolicy:
     return policy
 
 
+def _check_version(snapshot: ParameterSnapshot) -> None:
+    """A version so large that no learner follows it would be served for ever."""
+    _expect(
+        "version",
+        1 <= snapshot.epoch <= LARGEST_EPOCH and 1 <= snapshot.version <= LARGEST_VERSION,
+        f"epoch and version of at least 1 and at most {LARGEST_EPOCH} and {LARGEST_VERSION}",
+        f"epoch {snapshot.epoch}, version {snapshot.version}",
+    )
+    _expect(
+        "version",
+        snapshot.slot >= -1 and 0 <= snapshot.slot_ms <= LONGEST_SLOT_MS,
+        f"a slot of at least -1, of at most {LONGEST_SLOT_MS} ms",
+        f"slot {snapshot.slot} of {snapshot.slot_ms} ms",
+    )
+
+
 def _tensors(file: bytes, schema: Schema) -> dict[str, Floats]:
     try:
         tensors = safetensors.numpy.load(file)
     # The bytes come from outside, and what safetensors raises for bad ones is not documented.
     except Exception as error:
         raise SnapshotRefused(
-            "tensors", "a safetensors file", f"{len(file)} bytes: {type(error).__name__}: {error}"
+            "tensors",
+            "a safetensors file",
+            f"{len(file)} bytes: {type(error).__name__}: {quoted(str(error))}",
+            Reason.REASON_UNDECODABLE,
         ) from None
     first = tensors.get("hidden0_weight")
     hidden = first.shape[0] if first is not None and first.ndim else 0
@@ -104,19 +142,20 @@ def _tensors(file: bytes, schema: Schema) -> dict[str, Floats]:
         str(hidden),
     )
     shapes = parameter_shapes(schema, hidden)
+    missing = shapes.keys() - tensors.keys()
     _expect(
         "tensors",
         tensors.keys() == shapes.keys(),
         "the tensors " + ", ".join(sorted(shapes)),
         _difference(shapes.keys(), tensors.keys()),
+        Reason.REASON_MISSING_FIELD if missing else Reason.REASON_UNKNOWN_FIELD,
     )
     for name, shape in shapes.items():
-        _expect(
-            "tensors",
-            tensors[name].shape == shape and tensors[name].dtype == np.float64,
-            f"{name} of float64{list(shape)}",
-            f"{tensors[name].dtype}{list(tensors[name].shape)}",
-        )
+        expected = f"{name} of float64{list(shape)}"
+        seen = f"{tensors[name].dtype}{list(tensors[name].shape)}"
+        same_type, same_shape = tensors[name].dtype == np.float64, tensors[name].shape == shape
+        _expect("tensors", same_type, expected, seen, Reason.REASON_WRONG_TYPE)
+        _expect("tensors", same_shape, expected, seen, Reason.REASON_WRONG_DIMENSION)
     return tensors
 
 
@@ -127,7 +166,7 @@ def _difference(wanted: Set[str], seen: Set[str]) -> str:
         parts.append("none named " + ", ".join(missing))
     if further:
         parts.append("further ones named " + ", ".join(further))
-    return "; ".join(parts)
+    return "; ".join(parts)[:LONGEST_SEEN]
 
 
 def _check_finite(tensors: Mapping[str, Floats]) -> None:
@@ -135,17 +174,23 @@ def _check_finite(tensors: Mapping[str, Floats]) -> None:
         wrong = np.argwhere(~np.isfinite(tensor))
         if len(wrong):
             place = tuple(int(i) for i in wrong[0])
-            _refuse("finite", f"finite numbers in {name}", f"{tensor[place]} at {list(place)}")
+            raise SnapshotRefused(
+                "finite",
+                f"finite numbers in {name}",
+                f"{tensor[place]} at {list(place)}",
+                Reason.REASON_NOT_FINITE,
+            )
 
 
 def _check_bounds(tensors: Mapping[str, Floats]) -> None:
     for name, tensor in tensors.items():
         low, high = _bounds(name)
         if tensor.min() < low or tensor.max() > high:
-            _refuse(
+            raise SnapshotRefused(
                 "bounds",
                 f"{name} in [{low:g}, {high:g}]",
                 f"[{tensor.min():g}, {tensor.max():g}]",
+                Reason.REASON_OUT_OF_RANGE,
             )
     reach = _reach(tensors)
     _expect("bounds", reach <= LARGEST_LOGIT, f"logits up to {LARGEST_LOGIT:g}", f"{reach:g}")
@@ -247,13 +292,15 @@ def _probes(policy: ServingPolicy) -> npt.NDArray[np.float32]:
     return np.clip(contexts, -largest, largest).astype(np.float32)
 
 
-def _expect(check: str, holds: bool, expected: str, seen: str) -> None:
+def _expect(
+    check: str,
+    holds: bool,
+    expected: str,
+    seen: str,
+    reason: "Reason.ValueType" = Reason.REASON_OUT_OF_RANGE,
+) -> None:
     if not holds:
-        _refuse(check, expected, seen)
-
-
-def _refuse(check: str, expected: str, seen: str) -> None:
-    raise SnapshotRefused(check, expected, seen)
+        raise SnapshotRefused(check, expected, seen, reason)
 
 
 def _short(digest: bytes) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 from grade.v1.parameters_pb2 import ParameterSnapshot
+from grade.v1.refused_pb2 import Reason
 
 from policy.errors import SnapshotRefused
 from stream.codec import encode
@@ -64,17 +65,30 @@ def read_snapshot(path: Path) -> ParameterSnapshot | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise SnapshotRefused("file", f"{path} to be readable", str(error.strerror)) from None
+        raise SnapshotRefused(
+            "file", f"{path} to be readable", str(error.strerror), Reason.REASON_UNAVAILABLE
+        ) from None
     digest, body = content[len(FORMAT) :][:_DIGEST_BYTES], content[len(FORMAT) + _DIGEST_BYTES :]
     if not content.startswith(FORMAT):
         raise SnapshotRefused(
-            "file", f"{path} to begin with {FORMAT!r}", repr(content[: len(FORMAT)])
+            "file",
+            f"{path} to begin with {FORMAT!r}",
+            repr(content[: len(FORMAT)]),
+            Reason.REASON_UNDECODABLE,
         )
     if hashlib.sha256(body).digest() != digest:
         raise SnapshotRefused(
-            "file", f"{path} to match its checksum", f"{len(content)} bytes that do not"
+            "file",
+            f"{path} to match its checksum",
+            f"{len(content)} bytes that do not",
+            Reason.REASON_CHECKSUM,
         )
     try:
         return ParameterSnapshot.FromString(body)
     except DecodeError as error:
-        raise SnapshotRefused("file", f"{path} to hold a ParameterSnapshot", str(error)) from None
+        raise SnapshotRefused(
+            "file",
+            f"{path} to hold a ParameterSnapshot",
+            str(error),
+            Reason.REASON_UNDECODABLE,
+        ) from None

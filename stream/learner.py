@@ -23,7 +23,13 @@ from kafka.errors import (
 )
 
 from policy import checkpoint
-from policy.errors import CheckpointRefused, RetentionLost, SettingsError, StreamError
+from policy.errors import (
+    CheckpointRefused,
+    RetentionLost,
+    SettingsError,
+    StreamError,
+    reason_name,
+)
 from policy.schema import Schema
 from policy.trainer_settings import TrainerSettings
 from stream import learner_metrics as metrics
@@ -237,8 +243,9 @@ class Learner:
                 chain = VersionChain.restore(*arguments, state, settings.epoch)
             except CheckpointRefused as error:
                 self._refused += 1
-                metrics.CHECKPOINTS_REFUSED.inc()
-                log.error("checkpoint_refused", file=str(path), reason=str(error))
+                why = reason_name(error.reason)
+                metrics.CHECKPOINTS_REFUSED.labels(why).inc()
+                log.error("checkpoint_refused", file=str(path), reason=why, message=str(error))
                 continue
             if chain.version > self._published_in_epoch(published) + 1:
                 # Out of the way: what is learned again takes its place.

@@ -47,7 +47,9 @@ SLOT_TO_PUBLISHED_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 CHECKPOINTS_REFUSED = Counter(
-    "grade_learner_checkpoints_refused_total", "Checkpoint files that could not be loaded."
+    "grade_learner_checkpoints_refused_total",
+    "Checkpoint files that could not be loaded, by reason.",
+    ["reason"],
 )
 KAFKA_RETRIES = Counter(
     "grade_learner_kafka_retries_total", "Calls of Kafka that failed and were tried again."

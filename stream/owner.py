@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import structlog
-from grade.v1.refused_pb2 import Reason, Refused
+from grade.v1.refused_pb2 import Refused
 from grade.v1.reward_group_pb2 import JoinRecord
 
-from policy.errors import OffsetGap, RetentionLost, StreamError
+from policy.errors import OffsetGap, RetentionLost, StreamError, reason_name
 from stream import join_metrics as metrics
 from stream.codec import has_boundary_header, has_tick_header
 from stream.join import Log, PartitionJoin, Record, Step
@@ -286,8 +286,7 @@ class PartitionOwner:
         metrics.PROGRESS.inc(len(step.progress))
         for output in step.side:
             reason = Refused.FromString(output.value).reason
-            name = Reason.Name(reason).removeprefix("REASON_").lower()
-            metrics.REFUSED.labels(name).inc()
+            metrics.REFUSED.labels(reason_name(reason)).inc()
         if step.progress:
             standing = JoinRecord.FromString(step.progress[-1].value).progress.standing
             metrics.show_decided(self.partition, standing.counts)

@@ -15,6 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from grade.v1.decision_pb2 import ARM_POLICY, Decision
 from grade.v1.parameters_pb2 import Ledger, ParameterSnapshot, Version
+from grade.v1.refused_pb2 import Reason
 from grade.v1.reward_group_pb2 import RewardGroup
 from safetensors.numpy import save
 
@@ -228,14 +229,19 @@ class VersionChain:
         for name, expected in chain._identity().items():
             seen = state.metadata.get(name)
             if seen is None:
-                raise CheckpointRefused(f"expected the entry {name!r}, seen none")
+                raise CheckpointRefused(
+                    f"expected the entry {name!r}, seen none", Reason.REASON_MISSING_FIELD
+                )
             if seen != expected:
                 raise BoundaryError(_changed(name, expected, seen))
         try:
             chain._restore(state)
-        except (KeyError, ValueError, TypeError, DecodeError) as error:
+        # The file is sound, so another build wrote it, or somebody by hand: whatever is missing or
+        # of another kind raises from where it is used.
+        except (LookupError, ValueError, TypeError, ArithmeticError, DecodeError) as error:
             raise CheckpointRefused(
-                f"expected the state of a learner, seen one that cannot be restored: {error!r}"
+                f"expected the state of a learner, seen one that cannot be restored: {error!r}",
+                Reason.REASON_UNDECODABLE,
             ) from error
         return chain
 

@@ -5,9 +5,13 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from stream.connection import Connection
 from tests.kafka import await_until
 from tests.system import Traffic, running_system
+
+pytestmark = pytest.mark.alone
 
 
 def test_join_learner_and_server_killed_in_turn_under_load(

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.kafka import await_until
+
+pytestmark = pytest.mark.alone
 
 KEYS = {
     *("decisions", "impressions", "conversions", "conversions_joined", "groups", "late", "orphans"),

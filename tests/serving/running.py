@@ -8,19 +8,24 @@ from typing import Any
 import grpc
 from grade.v1.policy_service_pb2_grpc import PolicyServiceStub
 
+from policy.schema import Schema
 from serving.server import PolicyServer, ServerSettings
 from stream.connection import Connection
+from stream.topics import Topics
 from tests.serving.parameters import EXAMPLE
 
 SETTINGS = ServerSettings(members=4, ready_timeout_s=20.0, grace_s=5.0)
+NO_TOPICS = Topics("nothing")
 NOBODY = Connection("127.0.0.1:9", client_id="grade-test", timeout_s=0.2)
 """A Kafka that is not there: nothing listens on the discard port."""
 
 
 @contextmanager
-def running_server(connection: Connection, topic: str, **changes: Any) -> Iterator[PolicyServer]:
-    """A server that answers requests; `changes` are to `SETTINGS`."""
-    server = PolicyServer(EXAMPLE, replace(SETTINGS, **changes), connection, topic)
+def running_server(
+    connection: Connection, topics: Topics, schema: Schema = EXAMPLE, **changes: Any
+) -> Iterator[PolicyServer]:
+    """A server of one policy that answers requests; `changes` are to `SETTINGS`."""
+    server = PolicyServer([(schema, topics)], replace(SETTINGS, **changes), connection)
     server.start()
     try:
         assert server.get_ready()

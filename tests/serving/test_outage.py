@@ -28,7 +28,7 @@ def test_kafka_goes_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixt
     try:
         create(connection, plan)
         publish(connection, topic, [made_snapshot(1)])
-        with running_server(connection, topic) as server, calling(server) as stub:
+        with running_server(connection, plan.topics) as server, calling(server) as stub:
             assert stub.Sample(request, timeout=10).version == 1
             broker.down()
             await_until(lambda: server.health()["kafka"] == "away", timeout_s=60)

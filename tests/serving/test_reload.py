@@ -13,6 +13,7 @@ from grade.v1.policy_service_pb2 import SampleRequest
 
 from policy.dirichlet import log_density
 from policy.schema import parse_schema
+from serving.engine import Engine
 from serving.server import PolicyServer
 from serving.snapshot_file import read_snapshot, write_snapshot
 from stream.codec import encode
@@ -27,12 +28,16 @@ from tests.serving.parameters import (
     made_tensors,
     publish,
 )
-from tests.serving.running import NOBODY, calling, running_server
+from tests.serving.running import NO_TOPICS, NOBODY, calling, running_server
+
+
+def _engine(server: PolicyServer) -> Engine:
+    return server.engines["example"]
 
 
 def _serves(server: PolicyServer, version: int, epoch: int = 1) -> None:
     await_until(
-        lambda: server.engine.policy.order == (epoch, version), what=f"version {version} serving"
+        lambda: _engine(server).policy.order == (epoch, version), what=f"version {version} serving"
     )
 
 
@@ -43,8 +48,8 @@ def _refused(server: PolicyServer, count: int) -> str:
 
 def test_starts_from_the_newest_and_follows(connection: Connection, topics: Topics) -> None:
     publish(connection, topics.parameters, [made_snapshot(v) for v in range(1, 41)])
-    with running_server(connection, topics.parameters) as server:
-        assert server.engine.policy.order == (1, 40)
+    with running_server(connection, topics) as server:
+        assert _engine(server).policy.order == (1, 40)
         assert [swap["version"] for swap in server.swaps()] == [40]
         assert server.health()["kafka"] == "following"
         publish(connection, topics.parameters, [made_snapshot(41)])
@@ -58,16 +63,16 @@ def test_starts_from_the_newest_and_follows(connection: Connection, topics: Topi
 
 
 def test_an_empty_topic_means_the_baseline(connection: Connection, topics: Topics) -> None:
-    with running_server(connection, topics.parameters) as server:
+    with running_server(connection, topics) as server:
         assert server.health()["kafka"] == "following"
-        assert server.engine.policy.order == (0, 0)
+        assert _engine(server).policy.order == (0, 0)
         publish(connection, topics.parameters, [made_snapshot(1)])
         _serves(server, 1)
 
 
 def test_order_is_epoch_then_version(connection: Connection, topics: Topics) -> None:
     publish(connection, topics.parameters, [made_snapshot(9)])
-    with running_server(connection, topics.parameters) as server:
+    with running_server(connection, topics) as server:
         publish(connection, topics.parameters, [made_snapshot(8), made_snapshot(2, epoch=2)])
         _serves(server, 2, epoch=2)
         publish(connection, topics.parameters, [made_snapshot(10)])
@@ -81,13 +86,13 @@ def test_tombstones_and_other_policies_change_nothing(
 ) -> None:
     other = parse_schema(EXAMPLE.toml.replace('"example"', '"other"'))
     publish(connection, topics.parameters, [made_snapshot(1)])
-    with running_server(connection, topics.parameters) as server:
+    with running_server(connection, topics) as server:
         produce(connection, topics.parameters, [Produced(None, key_of(made_snapshot(1)))])
         publish(connection, topics.parameters, [made_snapshot(7, schema=other), made_snapshot(2)])
         _serves(server, 2)
         assert server.health()["refused"] == 0
-    with running_server(connection, topics.parameters) as server:
-        assert server.engine.policy.order == (1, 2)
+    with running_server(connection, topics) as server:
+        assert _engine(server).policy.order == (1, 2)
 
 
 def _broken(version: int, kind: str) -> bytes:
@@ -124,7 +129,7 @@ def test_each_bad_snapshot_is_refused_and_the_old_policy_serves(
 ) -> None:
     good = made_snapshot(1)
     publish(connection, topics.parameters, [good])
-    with running_server(connection, topics.parameters) as server, calling(server) as stub:
+    with running_server(connection, topics) as server, calling(server) as stub:
         request = SampleRequest(context=made_context(1))
         before = stub.Sample(request, timeout=10)
         for number, kind in enumerate(KINDS, start=1):
@@ -152,8 +157,8 @@ def test_a_bad_newest_snapshot_at_start_falls_back(connection: Connection, topic
     publish(connection, topics.parameters, [made_snapshot(v) for v in (1, 2)])
     bad = [Produced(_broken(v, "finite"), f"example/1/{v}".encode()) for v in (3, 4)]
     produce(connection, topics.parameters, bad)
-    with running_server(connection, topics.parameters) as server:
-        assert server.engine.policy.order == (1, 2)
+    with running_server(connection, topics) as server:
+        assert _engine(server).policy.order == (1, 2)
         assert server.health()["refused_by_check"] == {"finite": 2}
 
 
@@ -180,7 +185,7 @@ def test_no_request_fails_while_versions_are_swapped(
                     return
                 mine.append(Decision.FromString(answer.decision.payload))
 
-    with running_server(connection, topics.parameters) as server:
+    with running_server(connection, topics) as server:
         threads = [threading.Thread(target=ask, args=(server, caller)) for caller in range(3)]
         for thread in threads:
             thread.start()
@@ -201,7 +206,7 @@ def test_no_request_fails_while_versions_are_swapped(
     assert errors == []
     assert swapped == sorted(set(swapped))
     assert len(swapped) >= 20
-    alphas = {v: server.engine.load(made_snapshot(v)) for v in swapped}
+    alphas = {v: _engine(server).load(made_snapshot(v)) for v in swapped}
     floors = EXAMPLE.floors()
     for mine in answers:
         order = [decision.version for decision in mine]
@@ -221,7 +226,9 @@ def test_no_request_fails_while_versions_are_swapped(
 def test_kafka_away_at_start_serves_the_last_good_snapshot(tmp_path: Path) -> None:
     file = tmp_path / "example.snapshot"
     write_snapshot(file, made_snapshot(12))
-    with running_server(NOBODY, "x", ready_timeout_s=0.3, snapshot_file=file) as server:
+    with running_server(
+        NOBODY, NO_TOPICS, ready_timeout_s=0.3, snapshot_folder=file.parent
+    ) as server:
         health = server.health()
         assert (health["status"], health["version"], health["kafka_age_s"]) == ("ok", 12, -1)
         await_until(lambda: server.health()["kafka"] == "away")
@@ -246,8 +253,10 @@ def test_a_bad_last_good_file_is_refused_and_the_baseline_serves(
         write_snapshot(file, snapshot)
     else:
         file.write_bytes(content)
-    with running_server(NOBODY, "x", ready_timeout_s=0.0, snapshot_file=file) as server:
-        assert server.engine.policy.order == (0, 0)
+    with running_server(
+        NOBODY, NO_TOPICS, ready_timeout_s=0.0, snapshot_folder=file.parent
+    ) as server:
+        assert _engine(server).policy.order == (0, 0)
         assert server.health()["refused_by_check"] == {check: 1}
         assert str(file) in server.health()["last_refused"]
 
@@ -263,7 +272,7 @@ def test_the_last_good_snapshot_is_kept_on_disk(
 ) -> None:
     file = tmp_path / "serve" / "example.snapshot"
     publish(connection, topics.parameters, [made_snapshot(1)])
-    with running_server(connection, topics.parameters, snapshot_file=file) as server:
+    with running_server(connection, topics, snapshot_folder=file.parent) as server:
         await_until(file.exists)
         assert _written(file) == made_snapshot(1)
         produce(
@@ -290,22 +299,26 @@ def test_a_snapshot_that_could_not_be_written_is_written_later(
 
     monkeypatch.setattr("serving.reload.write_snapshot", full)
     publish(connection, topics.parameters, [made_snapshot(1)])
-    with running_server(connection, topics.parameters, snapshot_file=file):
+    with running_server(connection, topics, snapshot_folder=file.parent):
         assert tried.wait(20)
         monkeypatch.undo()
     assert _written(file) == made_snapshot(1)
 
 
 def test_a_missing_topic_is_waited_for(connection: Connection) -> None:
-    with running_server(connection, "no.such.topic", ready_timeout_s=0.5) as server:
+    with running_server(connection, Topics("no.such"), ready_timeout_s=0.5) as server:
         await_until(lambda: server.health()["kafka"] == "away")
-        assert "no.such.topic: expected 1 partition, seen 0" in server.health()["kafka_trouble"]
+        assert (
+            "no.such.parameters.v1: expected 1 partition, seen 0"
+            in server.health()["kafka_trouble"]
+        )
         assert server.health()["status"] == "ok"
 
 
+@pytest.mark.alone
 def test_a_new_snapshot_serves_soon(connection: Connection, topics: Topics) -> None:
     with (
-        running_server(connection, topics.parameters) as server,
+        running_server(connection, topics) as server,
         open_producer(connection, linger_ms=0) as producer,
     ):
         delays = []

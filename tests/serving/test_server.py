@@ -22,14 +22,12 @@ from serving.server import SERVICE, PolicyServer
 from serving.servicer import LARGEST_BATCH
 from tests.kafka import await_until
 from tests.serving.parameters import EXAMPLE, HOLDOUT_UNIT, made_context
-from tests.serving.running import NOBODY, SETTINGS, calling, running_server
-
-TOPIC = "nothing.parameters.v1"
+from tests.serving.running import NO_TOPICS, NOBODY, SETTINGS, calling, running_server
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PolicyServer]:
-    with running_server(NOBODY, TOPIC, ready_timeout_s=0.0) as server:
+    with running_server(NOBODY, NO_TOPICS, ready_timeout_s=0.0) as server:
         yield server
 
 
@@ -124,7 +122,7 @@ def test_health_is_serving_when_ready(server: PolicyServer) -> None:
 
 
 def test_not_serving_until_ready() -> None:
-    server = PolicyServer(EXAMPLE, SETTINGS, NOBODY, TOPIC)
+    server = PolicyServer([(EXAMPLE, NO_TOPICS)], SETTINGS, NOBODY)
     server.start()
     try:
         assert _health(server.port) == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -144,7 +142,7 @@ def test_not_serving_until_ready() -> None:
 
 
 def test_health_says_that_it_stops() -> None:
-    with running_server(NOBODY, TOPIC, ready_timeout_s=0.0) as server:
+    with running_server(NOBODY, NO_TOPICS, ready_timeout_s=0.0) as server:
         with calling(server) as stub:
             requests = [SampleRequest(context=made_context(i)) for i in range(LARGEST_BATCH)]
             batch = SampleBatchRequest(policy="example", requests=requests)
@@ -161,7 +159,7 @@ def test_a_taken_port_gives_a_sentence(server: PolicyServer) -> None:
     with pytest.raises(
         SettingsError, match=f"expected an address that is free, seen .*:{server.port}"
     ):
-        with running_server(NOBODY, TOPIC, port=server.port):
+        with running_server(NOBODY, NO_TOPICS, port=server.port):
             pass
 
 
@@ -171,12 +169,12 @@ def test_reflection_is_off_unless_asked_for(server: PolicyServer) -> None:
             return list(ProtoReflectionDescriptorDatabase(channel).get_services())
 
     assert _refusal(lambda: services(server.port))[0] is grpc.StatusCode.UNIMPLEMENTED
-    with running_server(NOBODY, TOPIC, ready_timeout_s=0.0, reflection=True) as open_server:
+    with running_server(NOBODY, NO_TOPICS, ready_timeout_s=0.0, reflection=True) as open_server:
         assert SERVICE in services(open_server.port)
 
 
 def test_calls_beyond_the_limit_are_refused_and_the_rest_answered() -> None:
-    with running_server(NOBODY, TOPIC, ready_timeout_s=0.0, max_concurrent_rpcs=1) as server:
+    with running_server(NOBODY, NO_TOPICS, ready_timeout_s=0.0, max_concurrent_rpcs=1) as server:
         with calling(server) as stub:
             requests = [SampleRequest(context=made_context(i)) for i in range(LARGEST_BATCH)]
             batch = SampleBatchRequest(policy="example", requests=requests)

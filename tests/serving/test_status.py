@@ -22,6 +22,7 @@ from grade.v1.policy_service_pb2_grpc import (
     PolicyServiceStub,
     add_PolicyServiceServicer_to_server,
 )
+from grade.v1.refused_pb2 import Reason
 from prometheus_client import REGISTRY
 
 from policy.errors import GradeError, InvalidContext, OffsetGap, SnapshotRefused
@@ -82,7 +83,7 @@ class _Raises(PolicyServiceServicer):
 
 @contextmanager
 def _stub(action: Callable[[], None]) -> Iterator[PolicyServiceStub]:
-    server = grpc.server(ThreadPoolExecutor(1), interceptors=[StatusInterceptor(SERVICE)])
+    server = grpc.server(ThreadPoolExecutor(1), interceptors=[StatusInterceptor(SERVICE, ["x"])])
     add_PolicyServiceServicer_to_server(_Raises(action), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -99,7 +100,7 @@ def _fails(error: Exception) -> Callable[[], None]:
 
 
 def _count(code: str) -> float:
-    labels = {"method": "DescribePolicy", "code": code}
+    labels = {"policy": "x", "method": "DescribePolicy", "code": code}
     return REGISTRY.get_sample_value("grade_serving_rpc_seconds_count", labels) or 0.0
 
 
@@ -107,12 +108,16 @@ def _count(code: str) -> float:
     ("error", "code", "message"),
     [
         (
-            InvalidContext("context.policy", "'a'", "'b'"),
+            InvalidContext("context.policy", "'a'", "'b'", Reason.REASON_UNKNOWN_POLICY),
             grpc.StatusCode.INVALID_ARGUMENT,
             "context.policy: expected 'a', seen 'b'",
         ),
         (NotServing("starting"), grpc.StatusCode.UNAVAILABLE, "starting"),
-        (SnapshotRefused("finite", "a", "b"), grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE),
+        (
+            SnapshotRefused("finite", "a", "b", Reason.REASON_NOT_FINITE),
+            grpc.StatusCode.INTERNAL,
+            INTERNAL_MESSAGE,
+        ),
         (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE),
     ],
 )

@@ -45,7 +45,7 @@ def short_schema() -> Schema:
 
 @contextmanager
 def served(schema: Schema, connection: Connection, topics: Topics) -> Iterator[PolicyServer]:
-    server = PolicyServer(schema, ServerSettings(), connection, topics.parameters)
+    server = PolicyServer([(schema, topics)], ServerSettings(), connection)
     server.start()
     try:
         assert server.get_ready()

@@ -159,13 +159,16 @@ def impression(request_id: str, variant: int, objectives: int = 3) -> Impression
         request_id=request_id,
         unit_id=f"unit-{variant}",
         epoch=1,
-        version=variant,
+        version=1 + variant,
         schema_digest=SCHEMAS[objectives].digest,
         arm=ARM_HOLDOUT if holdout else ARM_POLICY,
         features=[12.0, 3.0, 0.25],
-        alpha=[] if holdout else [2.0, 1.5, 1.0][:objectives],
+        alpha=[] if holdout else [2.0, 1.0, 1.0][:objectives],
         weights=[weight for row in weights for weight in row],
-        log_densities=[] if holdout else [0.5] * len(weights),
+        # Gamma(objectives + 1) / Gamma(2) times the first weight.
+        log_densities=[]
+        if holdout
+        else [math.log(math.factorial(objectives) * row[0]) for row in weights],
         executed=0 if holdout else variant % 2,
     )
     return Impression(

@@ -1,5 +1,6 @@
 """A valid impression and a valid conversion of the example schema, to be changed by tests."""
 
+import math
 from pathlib import Path
 
 from grade.v1.conversion_pb2 import Conversion
@@ -24,7 +25,7 @@ def valid_decision(request_id: str = "r1", *, holdout: bool = False) -> Decision
             schema_digest=SCHEMA.digest,
             arm=ARM_HOLDOUT,
             features=[12.0, 30.0, 0.25],
-            weights=[0.5, 0.25, 0.25],
+            weights=[0.5, 0.3, 0.2],
         )
     return Decision(
         policy=SCHEMA.policy,
@@ -37,7 +38,8 @@ def valid_decision(request_id: str = "r1", *, holdout: bool = False) -> Decision
         features=[12.0, 30.0, 0.25],
         alpha=[2.0, 1.0, 1.0],
         weights=[0.5, 0.25, 0.25, 0.125, 0.125, 0.75],
-        log_densities=[1.25, -0.5],
+        # Alpha is (2, 1, 1), so the density is Gamma(4) / Gamma(2) times the first weight.
+        log_densities=[math.log(6 * 0.5), math.log(6 * 0.125)],
         executed=1,
     )
 

@@ -48,7 +48,7 @@ def impression(random: Random, request: int) -> Impression:
         request_id=request_id,
         unit_id=unit_id,
         epoch=1,
-        version=0,
+        version=1,
         schema_digest=SCHEMA.digest,
         arm=policy_arm,
         features=[random.gauss(0, 1) for _ in SCHEMA.features],

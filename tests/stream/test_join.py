@@ -291,7 +291,7 @@ def test_a_tick_with_a_value_is_a_dead_letter() -> None:
     partition = Partition()
     partition.logs[Log.IMPRESSIONS].append(Record(0, 1_000, None, b"x", tick=True))
     partition.read(Log.IMPRESSIONS)
-    assert partition.refused == [(Kind.DEAD_LETTERS, "impressions", 0, "UNDECODABLE")]
+    assert partition.refused == [(Kind.DEAD_LETTERS, "impressions", 0, "HEADER_MISMATCH")]
 
 
 def test_one_request_cannot_make_a_group_of_any_size() -> None:

@@ -71,7 +71,7 @@ def test_a_valid_conversion() -> None:
     [
         (record(None), Reason.REASON_NULL_VALUE, "seen none"),
         (record(b""), Reason.REASON_NULL_VALUE, "seen none"),
-        (record(b"12", tick=True), Reason.REASON_UNDECODABLE, "seen 2 bytes"),
+        (record(b"12", tick=True), Reason.REASON_HEADER_MISMATCH, "seen 2 bytes"),
         (record(b"\xff\xff"), Reason.REASON_UNDECODABLE, r"2 bytes that are none: b'\xff\xff'"),
         (record(b"\x12" * 1_001), Reason.REASON_TOO_LARGE, "at most 1000 bytes, seen 1003 bytes"),
     ],
@@ -246,7 +246,7 @@ def test_a_broken_impression(
             Reason.REASON_WRONG_DIMENSION,
             "decision.weights: expected a multiple of 3, seen 5",
         ),
-        (lambda d: d.ClearField("weights"), Reason.REASON_WRONG_DIMENSION, "multiple of 3, seen 0"),
+        (lambda d: d.ClearField("weights"), Reason.REASON_EMPTY_GROUP, "one member, seen none"),
         (
             lambda d: d.weights.__setitem__(4, math.nan),
             Reason.REASON_NOT_FINITE,
@@ -303,15 +303,32 @@ def test_a_broken_decision(change: Callable[[Decision], object], reason: int, sa
 
 
 def test_weights_that_are_off_by_rounding_are_valid() -> None:
-    read = decision_with(lambda d: d.weights.__setitem__(3, 0.1259))
-    assert isinstance(read, Impression)
+    def change(decision: Decision) -> None:
+        decision.weights[3] = 0.1259
+        decision.log_densities[1] = math.log(6 * 0.1259 / 1.0009)
+
+    assert isinstance(decision_with(change), Impression)
 
 
-def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
+def test_finite_numbers_whose_sum_overflows_are_too_large_but_finite() -> None:
     def change(decision: Decision) -> None:
         decision.alpha[:] = [1.5e308, 1.5e308, 1.0]
 
-    assert isinstance(decision_with(change), Impression)
+    refusal = decision_with(change)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == Reason.REASON_OUT_OF_RANGE
+
+
+@pytest.mark.parametrize(("off", "valid"), [(0.9e-5, True), (-0.9e-5, True), (1.2e-5, False)])
+def test_a_density_is_that_of_the_weights(off: float, valid: bool) -> None:
+    def change(decision: Decision) -> None:
+        decision.log_densities[0] = math.log(3) * (1 + off)
+
+    read = decision_with(change)
+    assert isinstance(read, Impression) == valid
+    if isinstance(read, Refusal):
+        assert read.reason == Reason.REASON_INCONSISTENT
+        assert "log_densities[0]: expected 1.09861" in read.message
 
 
 def test_the_holdout_arm_has_no_density() -> None:
@@ -364,8 +381,5 @@ def test_an_outcome_may_be_worth_nothing() -> None:
 @pytest.mark.parametrize("field", ["policy", "request_id", "outcome", "item_id"])
 def test_a_message_does_not_repeat_a_megabyte(field: str) -> None:
     refusal = conversion_with(lambda m: setattr(m, field, "\U0001f4a3" * 200_000))
-    if field == "item_id":
-        assert isinstance(refusal, Conversion)
-    else:
-        assert isinstance(refusal, Refusal)
-        assert len(refusal.message.encode()) <= LONGEST_MESSAGE
+    assert isinstance(refusal, Refusal)
+    assert len(refusal.message.encode()) <= LONGEST_MESSAGE

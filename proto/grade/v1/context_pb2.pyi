@@ -28,6 +28,7 @@ class Context(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     UNIT_ID_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    SCHEMA_DIGEST_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy that is asked. Set by the ranking tier."""
     request_id: _builtins.str
@@ -37,6 +38,10 @@ class Context(_message.Message):
     unit_id: _builtins.str
     """The unit that keeps its arm for ever (a user, a device), at most 128 bytes. Set by the ranking
     tier.
+    """
+    schema_digest: _builtins.bytes
+    """Digest of the schema that the features are ordered by, as DescribePolicy tells it; empty: not
+    checked. Set by the ranking tier.
     """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -51,10 +56,11 @@ class Context(_message.Message):
         request_id: _builtins.str = ...,
         unit_id: _builtins.str = ...,
         features: _abc.Iterable[_builtins.float] | None = ...,
+        schema_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "policy", b"policy", "request_id", b"request_id", "unit_id", b"unit_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "policy", b"policy", "request_id", b"request_id", "schema_digest", b"schema_digest", "unit_id", b"unit_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
