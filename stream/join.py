@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from grade.v1.refused_pb2 import Reason
+from grade.v1.reward_group_pb2 import JoinRecord
 
 from policy.errors import OffsetGap, StreamError
 from policy.schema import Schema
@@ -62,6 +63,9 @@ __all__ = [
 JOINED_OVERHEAD_BYTES = 32
 """Most that a group adds to the bytes of a conversion that it holds."""
 
+FINISHED_TOGETHER = 512
+"""Most groups whose rewards are worked out together: no more of them are held decoded."""
+
 
 class PartitionJoin:
     """Joins partition p of impressions with partition p of conversions.
@@ -94,6 +98,8 @@ class PartitionJoin:
         # a crash are among them, until no conversion can belong to them any more.
         self._windows: deque[Window] = deque()
         self._open_groups = 0
+        # Groups that leave now, the last ones; their rewards are worked out together.
+        self._leaving: list[JoinRecord] = []
 
     @property
     def open_groups(self) -> int:
@@ -185,6 +191,7 @@ class PartitionJoin:
             read = self._read_impression if log is Log.IMPRESSIONS else self._read_conversion
             for record in records:
                 read(record, step)
+            self._finish_groups(step)
             self._forget()
             self._tell_progress(step)
         return step
@@ -338,8 +345,14 @@ class PartitionJoin:
             if window.offset >= self._impressions.live_from:
                 self._open_groups -= 1
                 standing = self._frontier.at_group(window.offset, window.time_ms)
-                step.groups.append(self._outputs.group(window, standing))
+                self._leaving.append(self._outputs.group(window, standing))
+                if len(self._leaving) == FINISHED_TOGETHER:
+                    self._finish_groups(step)
             window.close()
+
+    def _finish_groups(self, step: Step) -> None:
+        step.groups.extend(self._outputs.finished(self._leaving))
+        self._leaving.clear()
 
     def _tell_progress(self, step: Step) -> None:
         """Write progress if another step of log time has been reached (rule 8)."""

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from grade.v1.decision_pb2 import ARM_HOLDOUT, Decision
-from grade.v1.impression_pb2 import Impression
 from grade.v1.refused_pb2 import Reason, Refused
 from grade.v1.reward_group_pb2 import JoinRecord, Progress, RewardGroup, Standing, Start
 
 from policy.errors import BoundaryError, RetentionLost, StreamError
-from policy.rewards import COMPUTATION, group_rewards
+from policy.rewards import COMPUTATION, ClosedGroup, rewards_of
 from policy.schema import Schema
 from stream.attribution import Window
 from stream.codec import encode
@@ -41,10 +39,8 @@ class Outputs:
         start.head.impression_offset, start.head.conversion_offset = head
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 
-    def group(self, window: Window, standing: Standing) -> Output:
-        """The group of an impression whose window has closed."""
-        impression = Impression.FromString(window.value)
-        decision = Decision.FromString(impression.decision.payload)
+    def group(self, window: Window, standing: Standing) -> JoinRecord:
+        """The group of an impression whose window has closed, without its rewards."""
         record = JoinRecord()
         group = record.group
         self._sign(group)
@@ -52,17 +48,33 @@ class Outputs:
         group.impression_time_ms = window.time_ms
         group.close_time_ms = window.time_ms + self._window_ms
         group.standing.CopyFrom(standing)
-        group.impression.CopyFrom(impression)
+        group.impression.MergeFromString(window.value)
         for member in window.members:
             group.conversions.add(
                 offset=member.record.offset, time_ms=member.time_ms, conversion=member.message
             )
-        if decision.arm != ARM_HOLDOUT:
-            weights = np.array(list(decision.weights), dtype=np.float32)
-            weights = weights.reshape(-1, self._schema.n_objectives)
-            conversions = [member.message for member in window.members]
-            group.rewards.CopyFrom(group_rewards(self._schema, impression, weights, conversions))
-        return Output(Kind.REWARD_GROUPS, window.request_id.encode(), encode(record))
+        return record
+
+    def finished(self, records: Sequence[JoinRecord]) -> list[Output]:
+        """Groups with their rewards, which are worked out together.
+
+        Args:
+            records: as `group` returns them, in the order in which they are written.
+        """
+        rewarded, closed = [], []
+        for record in records:
+            impression = record.group.impression
+            decision = Decision.FromString(impression.decision.payload)
+            if decision.arm != ARM_HOLDOUT:
+                conversions = [member.conversion for member in record.group.conversions]
+                rewarded.append(record.group)
+                closed.append(ClosedGroup(impression, decision.weights[:], conversions))
+        for group, rewards in zip(rewarded, rewards_of(self._schema, closed), strict=True):
+            group.rewards.CopyFrom(rewards)
+        return [
+            Output(Kind.REWARD_GROUPS, record.group.impression.request_id.encode(), encode(record))
+            for record in records
+        ]
 
     def progress(self, standing: Standing) -> Output:
         """How far the join has come where no group says so."""
