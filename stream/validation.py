@@ -206,7 +206,7 @@ def _check_decision(impression: Impression, schema: Schema) -> None:
             schema.digest.hex(),
             decision.schema_digest[:32].hex() or "none",
         )
-    features = decision.features
+    features = decision.features[:]
     _check_length("decision.features", len(features), schema.n_features)
     _check_finite("decision.features", features)
     if max(features) > LARGEST_FEATURE or min(features) < -LARGEST_FEATURE:
@@ -221,13 +221,13 @@ def _check_decision(impression: Impression, schema: Schema) -> None:
 
 
 def _check_group(decision: Decision, objectives: int) -> None:
-    weights = list(decision.weights)
+    weights = decision.weights[:]  # a slice is a list, and read at once
     members = _rows("decision.weights", len(weights), objectives)
     if not members:
         raise _Invalid(
             Reason.REASON_WRONG_DIMENSION, "decision.weights", f"a multiple of {objectives}", 0
         )
-    alpha, densities = list(decision.alpha), list(decision.log_densities)
+    alpha, densities = decision.alpha[:], decision.log_densities[:]
     if decision.arm == ARM_POLICY:
         _check_length("decision.alpha", len(alpha), objectives)
         _check_length("decision.log_densities", len(densities), members)
@@ -245,8 +245,7 @@ def _check_group(decision: Decision, objectives: int) -> None:
         raise _Invalid(Reason.REASON_OUT_OF_RANGE, "decision.alpha", "above 0", min(alpha))
     if min(weights) < 0:
         raise _Invalid(Reason.REASON_OUT_OF_RANGE, "decision.weights", "at least 0", min(weights))
-    for member in range(members):
-        total = sum(weights[member * objectives : (member + 1) * objectives])
+    for member, total in enumerate(map(sum, zip(*[iter(weights)] * objectives, strict=True))):
         if abs(total - 1) > SIMPLEX_TOLERANCE:
             raise _Invalid(
                 Reason.REASON_OUT_OF_RANGE,
@@ -264,7 +263,7 @@ def _check_group(decision: Decision, objectives: int) -> None:
 
 
 def _check_shown(impression: Impression, objectives: int) -> None:
-    items, positions = list(impression.item_ids), list(impression.positions)
+    items, positions = impression.item_ids[:], impression.positions[:]
     if not items:
         raise _Invalid(Reason.REASON_NO_ITEMS, "item_ids", "at least one item", "none")
     if "" in items:
@@ -282,7 +281,7 @@ def _check_shown(impression: Impression, objectives: int) -> None:
         raise _Invalid(
             Reason.REASON_OUT_OF_RANGE, "positions", f"at most {LAST_POSITION}", max(positions)
         )
-    scores, unshown = impression.scores, impression.unshown_scores
+    scores, unshown = impression.scores[:], impression.unshown_scores[:]
     _check_length("scores", len(scores), len(items) * objectives)
     _rows("unshown_scores", len(unshown), objectives)
     _check_finite("scores", scores)
