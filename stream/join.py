@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 from grade.v1.generation_pb2 import Generation
 from grade.v1.refused_pb2 import Reason
-from grade.v1.reward_group_pb2 import Start
+from grade.v1.reward_group_pb2 import JoinRecord, Start
 
 from policy.errors import OffsetGap, StreamError
 from stream.attribution import Attribution, Crossing, PendingConversion, Window
@@ -82,6 +82,9 @@ JOINED_OVERHEAD_BYTES = 32
 
 _NO_LIMITS = JoinLimits()
 
+FINISHED_TOGETHER = 128
+"""Groups whose rewards are worked out together: more of them fit no cache and are held decoded."""
+
 
 class PartitionJoin:
     """Joins partition p of impressions with partition p of conversions.
@@ -129,6 +132,10 @@ class PartitionJoin:
         # No group that is read from now on closes before the one, nor one that leaves from now on
         # before the other: by then every window of the generations before has closed.
         self._least_close_ms = self._left_close_ms = NEVER
+        # Groups that leave now, the last ones, all of one generation; their rewards are worked out
+        # together.
+        self._leaving: list[JoinRecord] = []
+        self._leaving_terms = first
 
     @property
     def open_groups(self) -> int:
@@ -250,6 +257,7 @@ class PartitionJoin:
             read = self._read_impression if log is Log.IMPRESSIONS else self._read_conversion
             for record in records:
                 read(record, step)
+            self._finish_groups(step)
             self._forget()
             self._tell_progress(step)
         return step
@@ -463,15 +471,23 @@ class PartitionJoin:
                     standing = self._frontier.at_group(
                         window.offset, window.time_ms, window.close_ms
                     )
-                    step.groups.append(self._outputs.group(window, standing))
+                    self._leaving.append(self._outputs.group(window, standing))
+                    self._leaving_terms = window.terms
+                    if len(self._leaving) == FINISHED_TOGETHER:
+                        self._finish_groups(step)
                 window.close()
                 continue
+            self._finish_groups(step)
             self._crossings.popleft()
             self._left_close_ms = window.close_ms
             self._frontier_terms = self._terms[window.next.generation]
             if new:
                 standing = self._frontier.at_boundary(*window[:3])
                 step.groups.append(self._outputs.boundary(window, standing))
+
+    def _finish_groups(self, step: Step) -> None:
+        step.groups.extend(self._outputs.finished(self._leaving_terms, self._leaving))
+        self._leaving.clear()
 
     def _tell_progress(self, step: Step) -> None:
         """Write progress if another step of log time has been reached (rule 8).

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from grade.v1.decision_pb2 import ARM_HOLDOUT, Decision
-from grade.v1.impression_pb2 import Impression
 from grade.v1.refused_pb2 import Reason, Refused
 from grade.v1.reward_group_pb2 import (
     Boundary,
@@ -18,7 +16,7 @@ from grade.v1.reward_group_pb2 import (
 )
 
 from policy.errors import BoundaryError, RetentionLost, StreamError
-from policy.rewards import COMPUTATIONS
+from policy.rewards import COMPUTATIONS, ClosedGroup
 from stream.attribution import Crossing, Window
 from stream.codec import encode
 from stream.horizons import known
@@ -71,11 +69,9 @@ class Outputs:
             done.impression_offset, done.conversion_offset = loss.done
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 
-    def group(self, window: Window, standing: Standing) -> Output:
-        """The group of an impression whose window has closed."""
+    def group(self, window: Window, standing: Standing) -> JoinRecord:
+        """The group of an impression whose window has closed, without its rewards."""
         terms = window.terms
-        impression = Impression.FromString(window.value)
-        decision = Decision.FromString(impression.decision.payload)
         record = JoinRecord()
         group = record.group
         _sign(group, terms)
@@ -83,18 +79,35 @@ class Outputs:
         group.impression_time_ms = window.time_ms
         group.close_time_ms = window.close_ms
         group.standing.CopyFrom(standing)
-        group.impression.CopyFrom(impression)
+        group.impression.MergeFromString(window.value)
         for member in window.members:
             group.conversions.add(
                 offset=member.record.offset, time_ms=member.time_ms, conversion=member.message
             )
-        if decision.arm != ARM_HOLDOUT:
-            weights = np.array(list(decision.weights), dtype=np.float32)
-            weights = weights.reshape(-1, terms.schema.n_objectives)
-            conversions = [member.message for member in window.members]
-            compute = COMPUTATIONS[terms.computation]
-            group.rewards.CopyFrom(compute(terms.schema, impression, weights, conversions))
-        return Output(Kind.REWARD_GROUPS, window.request_id.encode(), encode(record))
+        return record
+
+    def finished(self, terms: Terms, records: Sequence[JoinRecord]) -> list[Output]:
+        """Groups with their rewards, which are worked out together.
+
+        Args:
+            terms: of their generation.
+            records: as `group` returns them, in the order in which they are written.
+        """
+        rewarded, closed = [], []
+        for record in records:
+            impression = record.group.impression
+            decision = Decision.FromString(impression.decision.payload)
+            if decision.arm != ARM_HOLDOUT:
+                conversions = [member.conversion for member in record.group.conversions]
+                rewarded.append(record.group)
+                closed.append(ClosedGroup(impression, decision.weights[:], conversions))
+        computed = COMPUTATIONS[terms.computation](terms.schema, closed)
+        for group, rewards in zip(rewarded, computed, strict=True):
+            group.rewards.CopyFrom(rewards)
+        return [
+            Output(Kind.REWARD_GROUPS, record.group.impression.request_id.encode(), encode(record))
+            for record in records
+        ]
 
     def boundary(self, crossing: Crossing, standing: Standing) -> Output:
         """The last record of a generation."""
