@@ -144,6 +144,11 @@ class PartitionJoin:
         """The offset that is expected next."""
         return self._reading(log).position
 
+    @property
+    def terms(self) -> Mapping[int, Terms]:
+        """Of every generation that was known or has been met."""
+        return self._terms
+
     def generation(self, log: Log) -> int:
         """The generation in force where a log has been read to."""
         return self._reading(log).generation
