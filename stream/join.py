@@ -484,7 +484,7 @@ class PartitionJoin:
         A generation's last frontier is the time of its boundary, until that has left.
         """
         it, ct = self._impressions.time_ms, self._conversions.time_ms
-        if NEVER in (it, ct):
+        if NEVER in (it, ct) or ct <= self._left_close_ms:
             return
         terms, step_ms = self._frontier_terms, self._limits.progress_step_ms
         window_ms = terms.settings.window_ms
