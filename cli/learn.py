@@ -4,7 +4,7 @@ import signal
 
 from cli.admin import AdminServer
 from cli.settings import Settings, load_settings
-from cli.wiring import trainer_settings
+from cli.wiring import wanted_generation
 from policy.schema import load_schema
 from stream.connection import Connection
 from stream.learner import Learner, LearnerSettings
@@ -16,7 +16,6 @@ def learner_settings(settings: Settings) -> LearnerSettings:
     return LearnerSettings(
         partitions=settings.partitions,
         checkpoints=settings.data_dir / "checkpoints" / settings.topic_prefix,
-        slot_ms=settings.learn_slot_ms,
         keep_checkpoints=settings.learn_checkpoints_kept,
         keep_versions=settings.learn_versions_kept,
     )
@@ -29,8 +28,7 @@ def learn() -> None:
     """
     settings = load_settings()
     learner = Learner(
-        load_schema(settings.schema_path),
-        trainer_settings(settings),
+        wanted_generation(settings, load_schema(settings.schema_path)),
         learner_settings(settings),
         Connection(settings.bootstrap_servers, client_id="grade-learn"),
         Topics(settings.topic_prefix),
