@@ -6,11 +6,13 @@ import signal
 import structlog
 
 from cli.admin import AdminServer
+from cli.policy_option import PolicyName, load_policy_settings
 from cli.repeats import limit_repeats
-from cli.settings import Settings, load_settings
+from cli.settings import Settings
 from cli.wiring import join_settings, topic_plan
 from policy.errors import SettingsError
 from policy.schema import load_schema
+from stream import join_metrics as metrics
 from stream.app import JoinWorker, WorkerSettings
 from stream.connection import Connection
 from stream.owner import OwnerSettings
@@ -19,12 +21,12 @@ from stream.topics import Topics, check
 log = structlog.get_logger(__name__)
 
 
-def join() -> None:
+def join(policy: PolicyName = None) -> None:
     """Run a join worker until SIGTERM or Ctrl-C; any number share the partitions.
 
     To stop a worker in any way, at any time, loses nothing.
     """
-    settings = load_settings()
+    settings = load_policy_settings(policy)
     if settings.timestamps == "event" and settings.join_ticks == "owner":
         raise SettingsError(
             "join_ticks: expected 'producer' where timestamps are the event's own, seen 'owner': "
@@ -41,6 +43,7 @@ def join() -> None:
         join_settings(settings, schema),
         _worker_settings(settings),
     )
+    metrics.POLICY.labels(schema.policy).set(1)
     limit_repeats("aiokafka", "faust", "mode")
     with AdminServer(settings.join_admin_port, worker.health, host=settings.admin_host) as admin:
         asyncio.run(_run(worker, admin.port))
