@@ -2,14 +2,16 @@
 
 import asyncio
 import signal
+from typing import Annotated
 
 import structlog
+import typer
 
 from cli.admin import AdminServer
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.repeats import limit_repeats
 from cli.settings import Settings
-from cli.wiring import join_settings, topic_plan
+from cli.wiring import generations_to_go_by, join_limits, topic_plan
 from policy.errors import SettingsError
 from policy.schema import load_schema
 from stream import join_metrics as metrics
@@ -21,10 +23,21 @@ from stream.topics import Topics, check
 log = structlog.get_logger(__name__)
 
 
-def join(policy: PolicyName = None) -> None:
+def join(
+    policy: PolicyName = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="Go on, and record the loss, where retention has deleted records that were not "
+            "joined yet.",
+        ),
+    ] = False,
+) -> None:
     """Run a join worker until SIGTERM or Ctrl-C; any number share the partitions.
 
-    To stop a worker in any way, at any time, loses nothing.
+    To stop a worker in any way, at any time, loses nothing. Ends with code 2 if the settings or the
+    schema say something else than the generation in force (`grade generation`).
     """
     settings = load_policy_settings(policy)
     if settings.timestamps == "event" and settings.join_ticks == "owner":
@@ -36,12 +49,13 @@ def join(policy: PolicyName = None) -> None:
     connection = Connection(settings.bootstrap_servers, client_id="grade-join")
     topics = Topics(settings.topic_prefix)
     check(connection, topic_plan(settings, schema))
+    generations_to_go_by(connection, topics, settings, schema)
     worker = JoinWorker(
         connection,
         topics,
-        schema,
-        join_settings(settings, schema),
-        _worker_settings(settings),
+        schema.policy,
+        join_limits(settings),
+        _worker_settings(settings, accept_loss),
     )
     metrics.POLICY.labels(schema.policy).set(1)
     limit_repeats("aiokafka", "faust", "mode")
@@ -58,7 +72,7 @@ async def _run(worker: JoinWorker, admin_port: int) -> None:
     await worker.run(stop, lambda: log.info("join_ready", admin_port=admin_port))
 
 
-def _worker_settings(settings: Settings) -> WorkerSettings:
+def _worker_settings(settings: Settings, accept_loss: bool) -> WorkerSettings:
     return WorkerSettings(
         group=settings.join_group,
         partitions=settings.partitions,
@@ -68,5 +82,6 @@ def _worker_settings(settings: Settings) -> WorkerSettings:
             tick_interval_ms=settings.join_tick_interval_ms,
             idle_tick_interval_ms=settings.join_idle_tick_interval_ms,
             stall_timeout_s=settings.join_stall_timeout_s,
+            accept_loss=accept_loss,
         ),
     )

@@ -18,7 +18,7 @@ from rich.table import Table
 from cli.settings import Settings, load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, free_ports, process_plans, wait_until_healthy
-from cli.wiring import join_settings, topic_plan, trainer_settings
+from cli.wiring import topic_plan, trainer_settings
 from evaluation.data_folder import DataFolder, read_data_folder
 from evaluation.in_memory import MemoryLoop
 from evaluation.replay import Served, Slot, Way, first_difference, play, second_half_ndcg, slots_of
@@ -143,7 +143,6 @@ def _memory(settings: Settings, schema: Schema) -> Way:
         trainer=trainer_settings(settings),
         partitions=settings.partitions,
         slot_ms=settings.learn_slot_ms,
-        join=join_settings(settings, schema),
     )
     return ThroughMemory(loop, schema.policy)
 

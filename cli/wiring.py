@@ -1,20 +1,17 @@
 """What the settings and the policy's schema mean for the parts, said once for all verbs."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from grade.v1.generation_pb2 import Generation
 from grade.v1.refused_pb2 import Reason
 
 from cli.settings import Settings
 from policy.errors import SchemaError, SettingsError
-from policy.rewards import COMPUTATION
 from policy.schema import Schema, load_schema
-from policy.trainer_settings import LEARNER_COMPUTATION, TrainerSettings
+from policy.trainer_settings import TrainerSettings
 from stream.connection import Connection
-from stream.generations import ensure_first, generation_of, require_current
-from stream.join import JoinSettings
+from stream.generations import definition, ensure_first, require_current
+from stream.join_records import JoinLimits
 from stream.topics import TopicPlan, Topics
 
 
@@ -115,12 +112,9 @@ def topic_plan(settings: Settings, schema: Schema) -> TopicPlan:
     )
 
 
-def join_settings(settings: Settings, schema: Schema) -> JoinSettings:
-    """How the join works; it tells its progress at the learner's slot boundaries."""
-    return JoinSettings(
-        window_ms=schema.window_ms,
-        early_ms=schema.early_ms,
-        late_ms=schema.late_ms,
+def join_limits(settings: Settings) -> JoinLimits:
+    """When the join reads and writes; it tells its progress at the learner's slot boundaries."""
+    return JoinLimits(
         max_open_groups=settings.join_max_open_groups,
         progress_step_ms=settings.learn_slot_ms,
     )
@@ -158,19 +152,9 @@ def trainer_settings(settings: Settings) -> TrainerSettings:
     )
 
 
-def generation_settings(settings: Settings) -> dict[str, Any]:
-    """Every setting beside the schema that decides what join and learner write, by name."""
-    return {
-        "join_max_record_bytes": JoinSettings(1, 0, 1).max_record_bytes,
-        "learn_computation": LEARNER_COMPUTATION,
-        "learn_slot_ms": settings.learn_slot_ms,
-        **{f"learn_{name}": value for name, value in asdict(trainer_settings(settings)).items()},
-    }
-
-
 def wanted_generation(settings: Settings, schema: Schema) -> Generation:
     """What this process would go by if a generation began now; its number is 0."""
-    return generation_of(schema, generation_settings(settings), COMPUTATION)
+    return definition(schema, trainer_settings(settings), settings.learn_slot_ms)
 
 
 def generations_to_go_by(

@@ -19,7 +19,9 @@ from policy.schema import Schema
 from policy.trainer_settings import TrainerSettings
 from serving.engine import Engine
 from stream.codec import TICK_VALUE, encode, partition_for
-from stream.join import Cursor, JoinSettings, Kind, Log, Output, PartitionJoin, Record
+from stream.generations import definition
+from stream.join import Cursor, JoinLimits, Kind, Log, Output, PartitionJoin, Record
+from stream.terms import terms_of
 from stream.version_chain import VersionChain
 
 _BATCH: Final = 500
@@ -38,7 +40,6 @@ class MemoryLoop:
         trainer: how to learn.
         partitions: partitions of the event topics.
         slot_ms: length of a slot in milliseconds.
-        join: how to join; the schema's times by default.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class MemoryLoop:
         trainer: TrainerSettings,
         partitions: int,
         slot_ms: int,
-        join: JoinSettings | None = None,
     ) -> None:
-        join = join or JoinSettings(schema.window_ms, schema.early_ms, schema.late_ms)
+        first = definition(schema, trainer, slot_ms)
+        first.generation = 1
+        generations, terms = {1: first}, terms_of([first])
+        limits = JoinLimits(progress_step_ms=slot_ms)
         self.engine = Engine(schema, seed=seed, members=members)
         self.versions: list[Version] = []
         """Lineage of every version, in order."""
@@ -60,9 +63,9 @@ class MemoryLoop:
         """The version that serves; None for the baseline."""
         self.refused: Counter[Kind] = Counter()
         """Records that were late, orphans or dead letters."""
-        self._chain = VersionChain(schema, trainer, partitions, slot_ms)
+        self._chain = VersionChain(generations.__getitem__, partitions)
         self._partitions = [
-            _Partition(PartitionJoin(schema, join, partition=each, partitions=partitions))
+            _Partition(PartitionJoin(terms, partition=each, partitions=partitions, limits=limits))
             for each in range(partitions)
         ]
         for each, partition in enumerate(self._partitions):
@@ -119,7 +122,7 @@ class _Partition:
 
     def __init__(self, join: PartitionJoin) -> None:
         head = Cursor(0, 0)
-        self.start = join.start_record(head)
+        self.start = join.start_record(head, 1)
         join.resume(self.start.value, [self.start.value], head)
         self._join = join
         self._waiting: dict[Log, deque[Record]] = {log: deque() for log in Log}

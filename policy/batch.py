@@ -1,7 +1,7 @@
 """Reward groups as padded arrays: what was logged, and what was served and earned. numpy only."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +42,15 @@ class Requests(NamedTuple):
     ideal: Floats
     """[request] largest discounted cumulative gain of any order, in gain units."""
 
+    def with_outcome(self) -> list[Request]:
+        """The requests with a value that is not zero, in their order; views of the arrays."""
+        return [self.request(row) for row in np.flatnonzero(self.values.any(axis=1)).tolist()]
+
+    def request(self, row: int) -> Request:
+        """One request without its padding; views of the arrays."""
+        items = int(self.present[row].sum())
+        return Request(self.features[row], self.signals[row, :items], self.values[row, :items])
+
 
 class Served(NamedTuple):
     """The groups that were served for those requests, of different sizes, padded."""
@@ -65,7 +74,6 @@ class Batch(NamedTuple):
 
     requests: Requests
     served: Served
-    logged: list[Request]
 
 
 def collate(schema: Schema, groups: Sequence[RewardGroup]) -> Batch | None:
@@ -80,23 +88,22 @@ def collate(schema: Schema, groups: Sequence[RewardGroup]) -> Batch | None:
     Returns:
         padded arrays in the order of the groups, or None if no group is left.
     """
-    logged: list[Request] = []
-    decisions: list[Decision] = []
-    rewards: list[Sequence[float]] = []
+    read: list[_Read] = []
     for group in groups:
-        if not group.HasField("rewards"):
-            continue
-        decision = Decision.FromString(group.impression.decision.payload)
-        if decision.arm != ARM_POLICY or not decision.log_densities:
-            continue
-        request = _request(schema, group, decision)
-        if all(np.isfinite(array).all() for array in request):
-            logged.append(request)
-            decisions.append(decision)
-            rewards.append(group.rewards.posterior)
-    if not logged:
+        if group.HasField("rewards"):
+            decision = Decision.FromString(group.impression.decision.payload)
+            if decision.arm == ARM_POLICY and decision.log_densities:
+                read.append(_Read(group, decision))
+    if not read:
         return None
-    return Batch(pad(logged), _served(schema, decisions, rewards), logged)
+    requests = _requests(schema, read)
+    finite = np.isfinite(requests.features).all(axis=1) & np.isfinite(requests.ideal)
+    finite &= np.isfinite(requests.signals).all(axis=(1, 2))
+    if not finite.all():
+        return collate(
+            schema, [each.group for each, good in zip(read, finite, strict=True) if good]
+        )
+    return Batch(requests, _served(schema, read))
 
 
 def pad(logged: Sequence[Request]) -> Requests:
@@ -108,8 +115,7 @@ def pad(logged: Sequence[Request]) -> Requests:
     values = np.zeros(present.shape)
     values[present] = np.concatenate([request.values for request in logged])
     features = np.array([request.features for request in logged], dtype=np.float64)
-    best = -np.sort(-values, axis=-1)
-    return Requests(features, signals, values, present, _discounted(best))
+    return Requests(features, signals, values, present, _ideal(values))
 
 
 def posteriors(requests: Requests, weights: Floats) -> Floats:
@@ -123,9 +129,18 @@ def posteriors(requests: Requests, weights: Floats) -> Floats:
         [request, member] discounted cumulative gain of the induced ranking, in gain units: the
         number that the join computes for the served members.
     """
-    fused = fuse(weights, requests.signals)
-    order = rank(np.where(requests.present[:, None, :], fused, -np.inf))
-    return _discounted(np.take_along_axis(requests.values[:, None, :], order, axis=-1))
+    result = np.zeros(weights.shape[:2])
+    # Most requests have no outcome, and whatever their ranking, it earned nothing.
+    earned = np.flatnonzero(requests.values.any(axis=1))
+    fused = fuse(weights[earned], requests.signals[earned])
+    order = rank(np.where(requests.present[earned, None, :], fused, -np.inf))
+    ordered = np.take_along_axis(requests.values[earned, None, :], order, axis=-1)
+    result[earned] = _discounted(ordered)
+    return result
+
+
+def _ideal(values: Floats) -> Floats:
+    return _discounted(-np.sort(-values, axis=-1))
 
 
 def _discounted(ordered: Floats) -> Floats:
@@ -133,34 +148,59 @@ def _discounted(ordered: Floats) -> Floats:
     return np.asarray(np.add.accumulate(terms, axis=-1)[..., -1])
 
 
-def _request(schema: Schema, group: RewardGroup, decision: Decision) -> Request:
-    impression = group.impression
-    signals = transform_scores(schema, candidate_scores(schema, impression))
-    conversions = [joined.conversion for joined in group.conversions]
-    gain = gains(schema, impression.item_ids, conversions)
-    return Request(
-        features=np.array(decision.features, dtype=np.float64),
-        signals=signals[: len(impression.item_ids)],
-        values=examined_gains(schema, gain, impression.positions),
-    )
+class _Read(NamedTuple):
+    group: RewardGroup
+    decision: Decision
 
 
-def _served(
-    schema: Schema, decisions: Sequence[Decision], rewards: Sequence[Sequence[float]]
-) -> Served:
+def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
+    """What the requests of some groups logged, finite or not.
+
+    Requests of equal dimensions are read together: a call for each would cost more than the work.
+    """
+    alike: dict[tuple[int, int], list[int]] = {}
+    for row, (group, _) in enumerate(read):
+        impression = group.impression
+        dimensions = len(impression.item_ids), len(impression.unshown_scores)
+        alike.setdefault(dimensions, []).append(row)
+    present = np.zeros((len(read), max(items for items, _ in alike)), dtype=np.bool_)
+    signals = np.zeros((*present.shape, schema.n_objectives))
+    values = np.zeros(present.shape)
+    for (items, _), rows in alike.items():
+        groups = [read[row].group for row in rows]
+        scores = candidate_scores(schema, [group.impression for group in groups])
+        present[rows, :items] = True
+        signals[rows, :items] = transform_scores(schema, scores)[:, :items]
+        values[rows, :items] = _values(schema, groups, items)
+    features = _flat(decision.features for _, decision in read).reshape(len(read), -1)
+    return Requests(features, signals, values, present, _ideal(values))
+
+
+def _values(schema: Schema, groups: Sequence[RewardGroup], items: int) -> Floats:
+    """[group, item] gains corrected for examination, in gain units; groups of as many items."""
+    values = np.zeros((len(groups), items))
+    for row, group in enumerate(groups):
+        if group.conversions:
+            impression = group.impression
+            conversions = [joined.conversion for joined in group.conversions]
+            gain = gains(schema, impression.item_ids, conversions)
+            values[row] = examined_gains(schema, gain, impression.positions[:])
+    return values
+
+
+def _served(schema: Schema, read: Sequence[_Read]) -> Served:
     objectives = schema.n_objectives
-    members = max(len(decision.log_densities) for decision in decisions)
-    shape = (len(decisions), members)
-    weights = np.full((*shape, objectives), 1 / objectives)
-    log_densities = np.full(shape, math.nan)
-    posterior = np.full(shape, math.nan)
-    executed = np.full(len(decisions), math.nan)
-    for row, (decision, earned) in enumerate(zip(decisions, rewards, strict=True)):
-        count = len(decision.log_densities)
-        weights[row, :count] = np.array(decision.weights).reshape(count, objectives)
-        log_densities[row, :count] = decision.log_densities
-        posterior[row, :count] = earned
-        executed[row] = earned[decision.executed]
+    decisions = [decision for _, decision in read]
+    earned = [group.rewards.posterior[:] for group, _ in read]
+    sizes = np.array([len(decision.log_densities) for decision in decisions])
+    there = np.arange(sizes.max()) < sizes[:, None]
+    weights = np.full((*there.shape, objectives), 1 / objectives)
+    log_densities = np.full(there.shape, math.nan)
+    posterior = np.full(there.shape, math.nan)
+    weights[there] = _flat(decision.weights for decision in decisions).reshape(-1, objectives)
+    log_densities[there] = _flat(decision.log_densities for decision in decisions)
+    posterior[there] = _flat(earned)
+    executed = [each[decision.executed] for each, decision in zip(earned, decisions, strict=True)]
     present = np.isfinite(log_densities) & np.isfinite(posterior)
     present &= np.isfinite(weights).all(axis=-1)
     weights[~present] = 1 / objectives
@@ -170,5 +210,13 @@ def _served(
         log_densities=np.where(present, log_densities, 0),
         posterior=np.where(present, posterior, 0),
         present=present,
-        executed=executed,
+        executed=np.array(executed),
     )
+
+
+def _flat(rows: Iterable[Sequence[float]]) -> Floats:
+    """All numbers of some repeated fields, one after the other."""
+    flat: list[float] = []
+    for row in rows:
+        flat += row[:]  # a slice is a list, and read at once
+    return np.fromiter(flat, np.float64, len(flat))

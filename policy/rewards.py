@@ -1,9 +1,10 @@
-"""Reward components of one group (design: posterior, prior, format), as the join emits them.
+"""Reward components of a group (design: posterior, prior, format), as the join emits them.
 
-Everything here concerns one group alone and sums in order, so its bits depend on nothing else.
+Groups of equal dimensions are worked out together, element by element, and every sum goes over its
+terms in order, so the bits of a group depend on nothing else in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -101,11 +102,11 @@ def examined_gains(schema: Schema, gain: Floats, positions: npt.ArrayLike) -> Fl
 
     Args:
         schema: the policy's schema.
-        gain: [item] in gain units.
-        positions: [item] where each item was shown, 0 is the top.
+        gain: [..., item] in gain units.
+        positions: [..., item] where each item was shown, 0 is the top.
 
     Returns:
-        [item] in gain units.
+        [..., item] in gain units.
     """
     position = np.asarray(positions, dtype=np.intp)
     table = examination(schema, int(position.max(initial=0)) + 1)
@@ -116,8 +117,9 @@ def discounted(values: Floats, order: npt.NDArray[np.intp]) -> Floats:
     """Discounted cumulative gain of rankings.
 
     Args:
-        values: [item] in gain units.
-        order: [..., item] indices of the items, best first.
+        values: [..., item] in gain units.
+        order: [..., item] indices of the items, best first; with the leading axes of `values`, or
+            with further ones that `values` is broadcast to.
 
     Returns:
         [...] in gain units.
@@ -125,13 +127,14 @@ def discounted(values: Floats, order: npt.NDArray[np.intp]) -> Floats:
     >>> discounted(np.array([0.0, 1.0]), np.array([[0, 1], [1, 0]])).round(4).tolist()
     [0.6309, 1.0]
     """
-    terms = values[order] * discounts(order.shape[-1])
+    ordered = values[order] if values.ndim == 1 else np.take_along_axis(values, order, axis=-1)
+    terms = ordered * discounts(order.shape[-1])
     return np.asarray(np.add.accumulate(terms, axis=-1)[..., -1])
 
 
-def ideal(values: Floats) -> float:
-    """The largest discounted cumulative gain that any order of the items has, in gain units."""
-    return float(discounted(values, rank(values)))
+def ideal(values: Floats) -> Floats:
+    """[...] the largest discounted cumulative gain of any order of [..., item], in gain units."""
+    return discounted(values, rank(values))
 
 
 def expected_values(schema: Schema, scores: Floats) -> Floats:
@@ -139,16 +142,16 @@ def expected_values(schema: Schema, scores: Floats) -> Floats:
 
     Args:
         schema: the policy's schema.
-        scores: [candidate, objective] raw scores.
+        scores: [..., candidate, objective] raw scores.
 
     Returns:
-        [candidate] sum over the objectives that predict an outcome of gain × score, in gain units;
-        scores of `logit` objectives are probabilities and kept in [0, 1], all others are expected
-        counts, or expected values of a `value_weighted` outcome.
+        [..., candidate] sum over the objectives that predict an outcome of gain × score, in gain
+        units; scores of `logit` objectives are probabilities and kept in [0, 1], all others are
+        expected counts, or expected values of a `value_weighted` outcome.
     """
-    value = np.zeros(len(scores))
+    value = np.zeros(scores.shape[:-1])
     for objective, gain, probability in _tables(schema).predicting:
-        score = scores[:, objective]
+        score = scores[..., objective]
         if probability:
             score = np.minimum(np.maximum(score, 0), 1)
         value += gain * score
@@ -174,17 +177,65 @@ def format_rewards(schema: Schema, weights: npt.ArrayLike) -> Floats:
     return np.asarray(0.0 - np.minimum(violation, 1))
 
 
-def candidate_scores(schema: Schema, impression: Impression) -> Floats:
-    """[candidate, objective] raw scores: the shown items, then the sample of unshown candidates.
+class ClosedGroup(NamedTuple):
+    """What the rewards of one group are worked out from."""
+
+    impression: Impression
+    """A valid impression: dimensions, positions and scores have been checked."""
+    weights: Sequence[float]
+    """[member, objective] row-major, the fusion weights as they were shipped."""
+    conversions: Sequence[Conversion]
+    """In the order of their offsets."""
+
+
+def candidate_scores(schema: Schema, impressions: Sequence[Impression]) -> Floats:
+    """[impression, candidate, objective] raw scores: shown items, then a sample of the unshown.
 
     Signals are standardised over both. Shown items were selected by their fused score, so their own
     spread is not that of the candidates the weights were applied to; standardising over them alone
     makes the learned weights wrong.
+
+    Args:
+        schema: the policy's schema.
+        impressions: they have the same number of candidates.
     """
-    scores = np.array(impression.scores, dtype=np.float64)
-    if impression.unshown_scores:
-        scores = np.concatenate((scores, np.array(impression.unshown_scores, dtype=np.float64)))
-    return scores.reshape(-1, schema.n_objectives)
+    flat: list[float] = []
+    for impression in impressions:
+        flat += impression.scores[:]
+        flat += impression.unshown_scores[:]
+    scores = np.fromiter(flat, np.float64, len(flat))
+    return scores.reshape(len(impressions), -1, schema.n_objectives)
+
+
+def rewards_of(schema: Schema, groups: Sequence[ClosedGroup]) -> list[Rewards]:
+    """Every reward component of the members of some groups.
+
+    Args:
+        schema: the policy's schema.
+        groups: any number, of any dimensions.
+
+    Returns:
+        [group] the components, each [member] or one number per group, as the contract describes
+        them.
+
+    Raises:
+        ValueError: see `gains`.
+    """
+    alike: dict[tuple[int, int, int], list[int]] = {}
+    for index, (impression, weights, _) in enumerate(groups):
+        dimensions = len(impression.item_ids), len(impression.unshown_scores), len(weights)
+        alike.setdefault(dimensions, []).append(index)
+    found: dict[int, Rewards] = {}
+    for indices in alike.values():
+        same = _rewards_of_alike(schema, [groups[index] for index in indices])
+        found.update(zip(indices, same, strict=True))
+    return [found[index] for index in range(len(groups))]
+
+
+Computation = Callable[[Schema, Sequence[ClosedGroup]], list[Rewards]]
+
+COMPUTATIONS: Mapping[int, Computation] = {COMPUTATION: rewards_of}
+"""Every version of the computation that this build has; a generation names the one it goes by."""
 
 
 def group_rewards(
@@ -193,40 +244,59 @@ def group_rewards(
     weights: npt.NDArray[np.float32],
     conversions: Sequence[Conversion],
 ) -> Rewards:
-    """Every reward component of one group's members.
+    """Every reward component of one group's members; see `rewards_of`.
 
     Args:
         schema: the policy's schema.
-        impression: a valid impression: dimensions, positions and scores have been checked.
+        impression: a valid impression.
         weights: [member, objective] the fusion weights as they were shipped.
         conversions: the group's conversions, in the order of their offsets.
-
-    Returns:
-        the components, each [member] or one number per group, as the contract describes them.
-
-    Raises:
-        ValueError: see `gains`.
     """
-    wide = np.asarray(weights, dtype=np.float64)
-    shown = len(impression.item_ids)
-    scores = candidate_scores(schema, impression)
-    fused = fuse(wide, transform_scores(schema, scores))
+    flat: list[float] = weights.ravel().tolist()
+    return rewards_of(schema, [ClosedGroup(impression, flat, conversions)])[0]
 
-    gain = gains(schema, impression.item_ids, conversions)
-    if conversions:
-        values = examined_gains(schema, gain, impression.positions)
-        posterior, best = discounted(values, rank(fused[:, :shown])), ideal(values)
-        realised = float(np.add.accumulate(gain)[-1])
-    else:
-        posterior, best, realised = np.zeros(len(wide)), 0.0, 0.0
+
+def _rewards_of_alike(schema: Schema, groups: Sequence[ClosedGroup]) -> list[Rewards]:
+    """Rewards of groups with the same numbers of items, candidates and members."""
+    flat: list[float] = []
+    for group in groups:
+        flat += group.weights
+    weights = np.array(flat).reshape(len(groups), -1, schema.n_objectives)
+    scores = candidate_scores(schema, [group.impression for group in groups])
+    fused = fuse(weights, transform_scores(schema, scores))
     if _tables(schema).predicting:
-        prior = discounted(expected_values(schema, scores), rank(fused))
+        prior = discounted(expected_values(schema, scores)[:, None, :], rank(fused))
     else:
-        prior = np.zeros(len(wide))
-    return Rewards(
-        posterior=posterior.tolist(),
-        ideal=best,
-        prior=prior.tolist(),
-        format=format_rewards(schema, wide).tolist(),
-        realised=realised,
-    )
+        prior = np.zeros(fused.shape[:2])
+    components = zip(prior.tolist(), format_rewards(schema, weights).tolist(), strict=True)
+    nothing = [0.0] * fused.shape[1]
+    rewards = [Rewards(posterior=nothing, prior=p, format=f) for p, f in components]
+    _add_outcomes(schema, groups, fused, rewards)
+    return rewards
+
+
+def _add_outcomes(
+    schema: Schema, groups: Sequence[ClosedGroup], fused: Floats, rewards: Sequence[Rewards]
+) -> None:
+    """Set what follows from the conversions, in the groups that have any.
+
+    Args:
+        schema: the policy's schema.
+        groups: with the same number of items.
+        fused: [group, member, candidate].
+        rewards: to be completed.
+    """
+    rows = [row for row, group in enumerate(groups) if group.conversions]
+    if not rows:
+        return
+    chosen = [groups[row] for row in rows]
+    gain = np.array([gains(schema, each.impression.item_ids, each.conversions) for each in chosen])
+    values = examined_gains(schema, gain, [each.impression.positions[:] for each in chosen])
+    shown = fused[rows, :, : gain.shape[-1]]
+    posterior = discounted(values[:, None, :], rank(shown)).tolist()
+    best = ideal(values).tolist()
+    realised = np.add.accumulate(gain, axis=-1)[:, -1].tolist()
+    for at, row in enumerate(rows):
+        reward = rewards[row]
+        reward.posterior[:] = posterior[at]
+        reward.ideal, reward.realised = best[at], realised[at]

@@ -138,7 +138,7 @@ class Trainer:
 
         self._ideal.add(requests.ideal)
         self._gate.add(self._rewards_of_openings(requests))
-        self._past.add(batch.logged)
+        self._past.add(requests.with_outcome())
         self._measure(requests)
 
         members = self._served_members(batch)

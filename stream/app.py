@@ -18,9 +18,8 @@ from faust.types import TP, StreamT
 from mode import CrashingSupervisor
 
 from policy.errors import StreamError
-from policy.schema import Schema
 from stream.connection import Connection
-from stream.join import JoinSettings
+from stream.join import JoinLimits
 from stream.join_logs import JoinLogs
 from stream.owner import OwnerSettings
 from stream.ownership import Ownership
@@ -52,8 +51,8 @@ class JoinWorker:
     Args:
         connection: where Kafka is.
         topics: names of the topics; they exist and have been checked.
-        schema: the policy's schema.
-        join: settings of the core.
+        policy: name of the policy; at least one generation of it has begun.
+        limits: of the core.
         settings: how to take part.
     """
 
@@ -61,14 +60,14 @@ class JoinWorker:
         self,
         connection: Connection,
         topics: Topics,
-        schema: Schema,
-        join: JoinSettings,
+        policy: str,
+        limits: JoinLimits,
         settings: WorkerSettings,
     ) -> None:
         self._connection = connection
         self._topics = topics
-        self._schema = schema
-        self._join = join
+        self._policy = policy
+        self._limits = limits
         self._settings = settings
         self._ownership: Ownership | None = None
         self._app: faust.App | None = None
@@ -87,8 +86,8 @@ class JoinWorker:
         async with JoinLogs(self._connection, self._topics) as logs:
             flow = _FaustFlow()
             ownership = self._ownership = Ownership(
-                self._schema,
-                self._join,
+                self._policy,
+                self._limits,
                 self._settings.owner,
                 partitions=self._settings.partitions,
                 logs=logs,

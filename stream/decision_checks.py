@@ -40,7 +40,7 @@ def check_group(decision: Decision, schema: Schema) -> int:
         Invalid: with the reason.
     """
     objectives = schema.n_objectives
-    weights = list(decision.weights)
+    weights = decision.weights[:]  # a slice is a list, and read at once
     members = rows_of("decision.weights", len(weights), objectives)
     if not members:
         raise Invalid(Reason.REASON_EMPTY_GROUP, "decision.weights", "at least one member", "none")
@@ -48,7 +48,7 @@ def check_group(decision: Decision, schema: Schema) -> int:
         raise Invalid(
             Reason.REASON_TOO_LARGE, "decision.weights", f"at most {MOST_MEMBERS} members", members
         )
-    alpha, densities = list(decision.alpha), list(decision.log_densities)
+    alpha, densities = decision.alpha[:], decision.log_densities[:]
     if decision.arm == ARM_POLICY:
         check_length("decision.alpha", len(alpha), objectives)
         check_length("decision.log_densities", len(densities), members)

@@ -10,20 +10,25 @@ say something else stops (`require_current`).
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from google.protobuf.message import DecodeError
 from grade.v1.generation_pb2 import Generation, Setting
 from kafka import TopicPartition
 
-from policy.errors import BoundaryError, SchemaError, StreamError
-from policy.schema import Schema, parse_schema
+from policy.errors import BoundaryError, StreamError
+from policy.rewards import COMPUTATION
+from policy.schema import Schema
+from policy.trainer_settings import TrainerSettings, named_settings
 from stream.boundaries import append, missing, write_missing
 from stream.codec import encode
 from stream.connection import Connection
 from stream.generation_changes import ABSENT, Change, decide_alike, schema_changes, value_changes
 from stream.logs import read_logs
+from stream.terms import MAX_RECORD_BYTES_SETTING
+from stream.terms import schema_of as schema_of
+from stream.terms import settings_of as settings_of
 from stream.topics import LARGEST_EVENT_BYTES, Topics
 
 log = structlog.get_logger(__name__)
@@ -62,28 +67,20 @@ def generation_of(schema: Schema, settings: Mapping[str, object], computation: i
     )
 
 
-def settings_of(generation: Generation) -> dict[str, Any]:
-    """Every setting of a generation beside its schema and its computation, by name."""
-    return {each.name: json.loads(each.value) for each in generation.settings}
+def definition(schema: Schema, trainer: TrainerSettings, slot_ms: int) -> Generation:
+    """The definition by which this build joins and learns; number 0, as none has begun.
 
-
-def schema_of(generation: Generation) -> Schema:
-    """The schema of a generation.
-
-    Raises:
-        BoundaryError: this build reads it otherwise than the one that began the generation.
+    Args:
+        schema: the policy's schema.
+        trainer: how to learn.
+        slot_ms: length of a slot in milliseconds of log time.
     """
-    where = f"generation {generation.generation}"
-    try:
-        schema = parse_schema(generation.schema_toml, where=f"schema of {where}")
-    except SchemaError as error:
-        raise BoundaryError(f"{error}; start the build that began {where}") from None
-    if schema.digest != generation.schema_digest:
-        raise BoundaryError(
-            f"schema of {where}: expected digest {generation.schema_digest.hex()[:12]}, seen "
-            f"{schema.digest.hex()[:12]}; start the build that began {where}"
-        )
-    return schema
+    settings: dict[str, object] = {
+        MAX_RECORD_BYTES_SETTING: LARGEST_EVENT_BYTES,
+        "learn_slot_ms": slot_ms,
+        **named_settings(trainer),
+    }
+    return generation_of(schema, settings, COMPUTATION)
 
 
 def changes(old: Generation, new: Generation) -> list[Change]:

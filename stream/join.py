@@ -6,27 +6,35 @@ crashed when: every decision is taken by comparing log times, never by who came 
 `Standing` is worked out for its frontier, not for the state of this process (stream/standing.py).
 Only which progress records are written depends on the batches; what each says does not.
 
+Boundary records in both logs begin the policy's next generation there: each record is judged by the
+terms in force at its offset. The boundary in the impression log stands in the queue of windows like
+an impression and leaves like one, so all groups of a generation lie before it in the output.
+
 The order of events for one owner: `start_record` if the output partition is empty, `resume`, then
 `feed` for whichever log is `readable`. After an error the owner is of no further use, except after
 `OffsetGap`: read again from `position`.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from grade.v1.generation_pb2 import Generation
 from grade.v1.refused_pb2 import Reason
+from grade.v1.reward_group_pb2 import JoinRecord, Start
 
 from policy.errors import OffsetGap, StreamError
-from policy.schema import Schema
-from stream.attribution import Attribution, PendingConversion, Window
+from stream.attribution import Attribution, Crossing, PendingConversion, Window
 from stream.deduplication import RecentKeys, RecentVolume
-from stream.join_outputs import Outputs, check_retained
+from stream.horizons import known
+from stream.join_outputs import Outputs, check_retained, decided_before
 from stream.join_records import (
     NEVER,
     Cursor,
+    JoinLimits,
     JoinSettings,
     Kind,
     Log,
+    Loss,
     Output,
     Record,
     Step,
@@ -46,13 +54,23 @@ from stream.standing import (
     Frontier,
     LogReading,
 )
-from stream.validation import Refusal, read_conversion, read_impression, shown
+from stream.terms import Terms, read_terms
+from stream.validation import (
+    Refusal,
+    check_known_outcome,
+    read_boundary,
+    read_conversion,
+    read_impression,
+    shown,
+)
 
 __all__ = [
     "Cursor",
+    "JoinLimits",
     "JoinSettings",
     "Kind",
     "Log",
+    "Loss",
     "Output",
     "PartitionJoin",
     "Record",
@@ -62,38 +80,62 @@ __all__ = [
 JOINED_OVERHEAD_BYTES = 32
 """Most that a group adds to the bytes of a conversion that it holds."""
 
+_NO_LIMITS = JoinLimits()
+
+FINISHED_TOGETHER = 128
+"""Groups whose rewards are worked out together: more of them fit no cache and are held decoded."""
+
 
 class PartitionJoin:
     """Joins partition p of impressions with partition p of conversions.
 
     Args:
-        schema: the policy's schema.
-        settings: how long to wait and what to take.
+        terms: of every generation that has begun, by number; one that begins later is taken from
+            its boundary record.
         partition: the partition of both logs and of the output.
         partitions: how many partitions each topic has.
+        limits: how much to hold and how often to tell.
     """
 
     def __init__(
-        self, schema: Schema, settings: JoinSettings, *, partition: int, partitions: int
+        self,
+        terms: Mapping[int, Terms],
+        *,
+        partition: int,
+        partitions: int,
+        limits: JoinLimits = _NO_LIMITS,
     ) -> None:
-        self._schema = schema
-        self._settings = settings
+        self._terms = dict(terms)
+        self._limits = limits
         self._partition = partition
         self._partitions = partitions
-        self._outputs = Outputs(schema, settings, partition)
+        first = terms[min(terms)]
+        self._policy = first.schema.policy
+        self._outputs = Outputs(self._policy, self._terms, partition)
         self._resumed = False
-        self._frontier = Frontier(settings)
+        self._frontier = Frontier(self._terms)
         self._impressions = self._frontier.impressions
         self._conversions = self._frontier.conversions
+        # In force where each log has been read to, and at the frontier.
+        self._impression_terms = self._conversion_terms = self._frontier_terms = first
         # Rules 2 and 3.
-        self._seen_impressions = RecentKeys[str](settings.repeat_ms)
-        self._seen_conversions = RecentKeys[tuple[str, str]](settings.conversion_repeat_ms)
-        self._volume = RecentVolume[str](settings.conversion_repeat_ms)
-        self._attribution = Attribution(settings)
-        # Accepted impressions whose window is open, in offset order; those that were written before
-        # a crash are among them, until no conversion can belong to them any more.
-        self._windows: deque[Window] = deque()
+        self._seen_impressions = RecentKeys[str](first.settings.repeat_ms)
+        self._seen_conversions = RecentKeys[tuple[str, str]](first.settings.conversion_repeat_ms)
+        self._volume = RecentVolume[str](first.settings.conversion_repeat_ms)
+        self._attribution = Attribution()
+        # Accepted impressions whose window is open, in offset order, and boundaries among them;
+        # those that were written before a crash are among them, until no conversion can belong to
+        # them any more.
+        self._windows: deque[Window | Crossing] = deque()
+        self._crossings: deque[Crossing] = deque()
         self._open_groups = 0
+        # No group that is read from now on closes before the one, nor one that leaves from now on
+        # before the other: by then every window of the generations before has closed.
+        self._least_close_ms = self._left_close_ms = NEVER
+        # Groups that leave now, the last ones, all of one generation; their rewards are worked out
+        # together.
+        self._leaving: list[JoinRecord] = []
+        self._leaving_terms = first
 
     @property
     def open_groups(self) -> int:
@@ -109,24 +151,37 @@ class PartitionJoin:
         """The offset that is expected next."""
         return self._reading(log).position
 
+    def generation(self, log: Log) -> int:
+        """The generation in force where a log has been read to."""
+        return self._reading(log).generation
+
     def readable(self, log: Log) -> bool:
         """Whether a log may be read further (rule 7); never are both refused.
 
-        If conversions are ahead, ct > it + W, then ct > a + W for every impression read, so that no
-        group is open. A batch that is fed all the same is joined as well.
+        If conversions are ahead, ct > it + W and no older generation is open, then ct > a + W for
+        every impression read, so that no group is open. A batch that is fed all the same is joined
+        as well.
         """
         if log is Log.IMPRESSIONS:
-            return self._open_groups < self._settings.max_open_groups
+            return self._open_groups < self._limits.max_open_groups
         ct, it = self._conversions.time_ms, self._impressions.time_ms
-        return ct == NEVER or ct <= it + self._settings.window_ms
+        window_ms = self._impression_terms.settings.window_ms
+        return ct == NEVER or ct <= max(it + window_ms, self._least_close_ms)
 
-    def start_record(self, head: Cursor) -> Output:
-        """What to write if the output partition is empty, and then to read back (rule 14).
+    def start_record(self, head: Cursor, generation: int, loss: Loss | None = None) -> Output:
+        """What to write if the output partition is empty, or if a loss has been accepted.
+
+        It has to be read back (rule 14): another owner may have been quicker.
 
         Args:
             head: first offsets in both logs.
+            generation: in force there in both.
+            loss: what is given up; see `loss`.
+
+        Raises:
+            BoundaryError: the generation is not known.
         """
-        return self._outputs.start(head)
+        return self._outputs.start(head, generation, loss)
 
     def resume(self, first: bytes, tail: Sequence[bytes], head: Cursor) -> Cursor:
         """Take over from what has been written (rules 13 to 15).
@@ -142,21 +197,38 @@ class PartitionJoin:
 
         Raises:
             RetentionLost: what is needed has been deleted from a log.
-            BoundaryError: a record was written under other settings, schema or computation.
+            BoundaryError: a record was written under other settings, schema or computation, or in
+                a generation that is not known.
             StreamError: a value is not what must be there.
         """
-        furthest = self._outputs.furthest((first, *tail))
-        if furthest is None:
-            begin = self._outputs.start_head(first)
+        latest = self._outputs.latest((first, *tail))
+        if isinstance(latest, Start):
+            begin = Cursor(latest.head.impression_offset, latest.head.conversion_offset)
             check_retained(begin, head)
-            self._frontier.begin(begin)
+            self._frontier.begin(latest, decided_before(latest))
         else:
-            standing, prev = furthest
-            begin = Cursor(standing.rewind.impression_offset, standing.rewind.conversion_offset)
+            rewind = latest.standing.rewind
+            begin = Cursor(rewind.impression_offset, rewind.conversion_offset)
             check_retained(begin, head)
-            self._frontier.resume(standing, prev)
+            self._frontier.resume(*latest)
+        self._least_close_ms = self._left_close_ms = self._frontier.least_close_ms
+        self._begin_terms()
         self._resumed = True
         return begin
+
+    def loss(self, values: Sequence[bytes], head: Cursor, end: int) -> Loss:
+        """What an operator gives up who accepts that records needed have been deleted.
+
+        Args:
+            values: of the first and the last records of the output partition, as for `resume`;
+                none if retention has emptied it, when it is not known what is lost.
+            head: first offsets that are still in both logs.
+            end: the offset that the output partition's next record will get.
+
+        Raises:
+            BoundaryError, StreamError: as `resume`.
+        """
+        return self._outputs.loss(values, head, end)
 
     def feed(self, log: Log, records: Sequence[Record]) -> Step:
         """Read the next records of a log.
@@ -185,6 +257,7 @@ class PartitionJoin:
             read = self._read_impression if log is Log.IMPRESSIONS else self._read_conversion
             for record in records:
                 read(record, step)
+            self._finish_groups(step)
             self._forget()
             self._tell_progress(step)
         return step
@@ -195,16 +268,20 @@ class PartitionJoin:
         if self._impressions.advance(record.timestamp_ms):
             for conversion in self._attribution.overdue(self._impressions.time_ms):
                 self._decide_unjoined(conversion, step)
-        reading = self._impressions
+        reading, terms = self._impressions, self._impression_terms
         if record.tick and not record.value:
             reading.note(TICK)
             return
+        if record.boundary:
+            self._read_impression_boundary(record, step)
+            return
         read = read_impression(
-            self._schema,
+            terms.schema,
             record,
             self._partition,
             self._partitions,
-            max_bytes=self._settings.max_record_bytes,
+            max_bytes=terms.settings.max_record_bytes,
+            accepted=terms.accepted,
         )
         if isinstance(read, Refusal):
             if reading.note(DEAD) is not None:
@@ -214,11 +291,35 @@ class PartitionJoin:
         else:
             if reading.note(GROUPED) is not None:
                 self._open_groups += 1
-            window = Window(record, reading.time_ms, read)
+            window = Window(record, reading.time_ms, read, terms, self._least_close_ms)
             self._windows.append(window)
             for conversion in self._attribution.accept(window):
                 self._join(conversion, window, step)
             self._close_windows(step)
+
+    def _read_impression_boundary(self, record: Record, step: Step) -> None:
+        reading, ending = self._impressions, self._impression_terms
+        generation = read_boundary(record, self._policy)
+        if isinstance(generation, Refusal):
+            if reading.note(DEAD) is not None:
+                self._bury(Log.IMPRESSIONS, record, reading.time_ms, generation, step)
+            return
+        reading.note(TICK)
+        terms = self._next_terms(Log.IMPRESSIONS, record.offset, generation)
+        if terms is None:
+            return
+        self._impression_terms = terms
+        self._frontier.cross(Log.IMPRESSIONS, terms.generation)
+        self._seen_impressions.change(terms.settings.repeat_ms)
+        # The last window that the ending generation can have opened.
+        end_ms = reading.time_ms + ending.settings.window_ms
+        self._least_close_ms = max(end_ms, self._least_close_ms)
+        crossing = Crossing(
+            record.offset, reading.time_ms, self._least_close_ms, ending, generation
+        )
+        self._windows.append(crossing)
+        self._crossings.append(crossing)
+        self._close_windows(step)
 
     # --- conversions ---
 
@@ -229,16 +330,19 @@ class PartitionJoin:
             self._close_windows(step)
 
     def _take_conversion(self, record: Record, step: Step) -> None:
-        reading = self._conversions
+        reading, terms = self._conversions, self._conversion_terms
         if record.tick and not record.value:
             reading.note(CONVERSION_TICK)
             return
+        if record.boundary:
+            self._read_conversion_boundary(record, step)
+            return
         read = read_conversion(
-            self._schema,
+            terms.schema,
             record,
             self._partition,
             self._partitions,
-            max_bytes=self._settings.max_record_bytes,
+            max_bytes=terms.settings.max_record_bytes,
         )
         if isinstance(read, Refusal):
             if reading.note(CONVERSION_DEAD) is not None:
@@ -253,49 +357,75 @@ class PartitionJoin:
         cell = reading.note(OPEN)
         # What lies before `done` only had to be remembered (rule 13).
         if cell is not None:
-            conversion = PendingConversion(record, time_ms, read, cell)
-            if volume > self._settings.max_request_bytes:
+            conversion = PendingConversion(record, time_ms, read, terms, cell)
+            if volume > terms.settings.max_request_bytes:
                 self._refuse_volume(conversion, volume, step)
             else:
                 self._attribute(conversion, step)
+
+    def _read_conversion_boundary(self, record: Record, step: Step) -> None:
+        reading = self._conversions
+        generation = read_boundary(record, self._policy)
+        if isinstance(generation, Refusal):
+            if reading.note(CONVERSION_DEAD) is not None:
+                self._bury(Log.CONVERSIONS, record, reading.time_ms, generation, step)
+            return
+        reading.note(CONVERSION_TICK)
+        terms = self._next_terms(Log.CONVERSIONS, record.offset, generation)
+        if terms is not None:
+            self._conversion_terms = terms
+            self._frontier.cross(Log.CONVERSIONS, terms.generation)
+            reading.patience_ms = terms.settings.early_ms
+            self._seen_conversions.change(terms.settings.conversion_repeat_ms)
+            self._volume.change(terms.settings.conversion_repeat_ms)
 
     def _attribute(self, conversion: PendingConversion, step: Step) -> None:
         window = self._attribution.window_of(conversion)
         if window is not None:
             self._join(conversion, window, step)
-        elif self._impressions.time_ms >= conversion.time_ms + self._settings.early_ms:
+        elif self._impressions.time_ms >= conversion.until_ms:
             self._decide_unjoined(conversion, step)
         else:
             self._attribution.wait(conversion)
 
     def _join(self, conversion: PendingConversion, window: Window, step: Step) -> None:
-        items = window.item_ids
-        if conversion.message.item_id in items:
+        refusal = self._refuse_member(conversion, window)
+        if refusal is None:
             conversion.cell[1] = JOINED
             window.members.append(conversion)
-            return
-        listed = ", ".join(shown(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
-        refusal = Refusal(
-            Reason.REASON_ITEM_NOT_SHOWN,
-            f"item_id: expected one of the {len(items)} items of impression {window.offset} "
-            f"({listed}), seen {shown(conversion.message.item_id)}",
-        )
-        self._kill(conversion, refusal, step)
+        else:
+            self._kill(conversion, refusal, step)
+
+    @staticmethod
+    def _refuse_member(conversion: PendingConversion, window: Window) -> Refusal | None:
+        """Why a conversion that lies in a window can be no member of its group."""
+        items = window.item_ids
+        if conversion.message.item_id not in items:
+            listed = ", ".join(shown(item) for item in items[:3])
+            listed += ", ..." if len(items) > 3 else ""
+            return Refusal(
+                Reason.REASON_ITEM_NOT_SHOWN,
+                f"item_id: expected one of the {len(items)} items of impression {window.offset} "
+                f"({listed}), seen {shown(conversion.message.item_id)}",
+            )
+        if conversion.terms is window.terms:
+            return None
+        return check_known_outcome(conversion.message, window.terms.schema)
 
     def _decide_unjoined(self, conversion: PendingConversion, step: Step) -> None:
         """A conversion that lies in no window: late or orphan (rule 5)."""
-        settings = self._settings
         window = self._attribution.late_for(conversion)
         if window is not None:
             conversion.cell[1] = LATE
             kind, reason, offset = Kind.LATE, Reason.REASON_LATE, window.offset
             message = (
-                f"time: expected at most {settings.window_ms} ms after impression {offset}, "
-                f"seen {conversion.time_ms - window.time_ms} ms"
+                f"time: expected at most {window.terms.settings.window_ms} ms after impression "
+                f"{offset}, seen {conversion.time_ms - window.time_ms} ms"
             )
         else:
             conversion.cell[1] = ORPHAN
             kind, reason, offset = Kind.ORPHANS, Reason.REASON_ORPHAN, -1
+            settings = conversion.terms.settings
             message = (
                 f"request_id: expected an impression of it from {settings.late_ms} ms before to "
                 f"{settings.early_ms} ms after, seen none"
@@ -312,7 +442,7 @@ class PartitionJoin:
         Like rule 3 it looks at valid conversions within D_c only, accepted or not, so that a new
         owner decides the same.
         """
-        settings = self._settings
+        settings = conversion.terms.settings
         refusal = Refusal(
             Reason.REASON_TOO_LARGE,
             f"conversions of one request within {settings.conversion_repeat_ms} ms: expected at "
@@ -330,27 +460,54 @@ class PartitionJoin:
     # --- leaving ---
 
     def _close_windows(self, step: Step) -> None:
-        """Let the groups leave whose window has passed: ct > a + W (rule 6)."""
-        windows = self._windows
-        limit = self._conversions.time_ms - self._settings.window_ms
-        while windows and windows[0].time_ms < limit:
+        """Let leave whose window has passed: ct > a + W (rule 6), in the order of the log."""
+        windows, ct = self._windows, self._conversions.time_ms
+        while windows and windows[0].close_ms < ct:
             window = windows.popleft()
-            if window.offset >= self._impressions.live_from:
-                self._open_groups -= 1
-                standing = self._frontier.at_group(window.offset, window.time_ms)
-                step.groups.append(self._outputs.group(window, standing))
-            window.close()
+            new = window.offset >= self._impressions.live_from
+            if isinstance(window, Window):
+                if new:
+                    self._open_groups -= 1
+                    standing = self._frontier.at_group(
+                        window.offset, window.time_ms, window.close_ms
+                    )
+                    self._leaving.append(self._outputs.group(window, standing))
+                    self._leaving_terms = window.terms
+                    if len(self._leaving) == FINISHED_TOGETHER:
+                        self._finish_groups(step)
+                window.close()
+                continue
+            self._finish_groups(step)
+            self._crossings.popleft()
+            self._left_close_ms = window.close_ms
+            self._frontier_terms = self._terms[window.next.generation]
+            if new:
+                standing = self._frontier.at_boundary(*window[:3])
+                step.groups.append(self._outputs.boundary(window, standing))
+
+    def _finish_groups(self, step: Step) -> None:
+        step.groups.extend(self._outputs.finished(self._leaving_terms, self._leaving))
+        self._leaving.clear()
 
     def _tell_progress(self, step: Step) -> None:
-        """Write progress if another step of log time has been reached (rule 8)."""
+        """Write progress if another step of log time has been reached (rule 8).
+
+        A generation's last frontier is the time of its boundary, until that has left.
+        """
         it, ct = self._impressions.time_ms, self._conversions.time_ms
-        window_ms, step_ms = self._settings.window_ms, self._settings.progress_step_ms
         if NEVER in (it, ct):
             return
-        frontier_ms, last_ms = min(ct - window_ms, it), self._frontier.frontier_ms
-        if (frontier_ms + window_ms) // step_ms > (last_ms + window_ms) // step_ms:
-            standing = self._frontier.at_progress(frontier_ms)
-            step.progress.append(self._outputs.progress(standing))
+        terms, step_ms = self._frontier_terms, self._limits.progress_step_ms
+        window_ms = terms.settings.window_ms
+        frontier_ms = min(ct - window_ms, it)
+        if self._crossings:
+            frontier_ms = min(frontier_ms, self._crossings[0].time_ms)
+        if frontier_ms <= self._frontier.frontier_ms:
+            return
+        close_ms = max(frontier_ms + window_ms, self._left_close_ms)
+        if close_ms // step_ms > self._frontier.close_ms // step_ms:
+            standing = self._frontier.at_progress(frontier_ms, close_ms)
+            step.progress.append(self._outputs.progress(terms, standing, close_ms))
 
     def _forget(self) -> None:
         it, ct = self._impressions.time_ms, self._conversions.time_ms
@@ -361,3 +518,47 @@ class PartitionJoin:
 
     def _reading(self, log: Log) -> LogReading:
         return self._impressions if log is Log.IMPRESSIONS else self._conversions
+
+    # --- generations ---
+
+    def _begin_terms(self) -> None:
+        """Go by the generations in force where reading begins."""
+        self._impression_terms = self._begun(Log.IMPRESSIONS)
+        # What has left will be met again, if it lies behind where reading begins.
+        self._frontier_terms = self._impression_terms
+        self._conversion_terms = self._begun(Log.CONVERSIONS)
+        conversion_settings = self._conversion_terms.settings
+        self._conversions.patience_ms = conversion_settings.early_ms
+        self._seen_impressions = RecentKeys(self._impression_terms.settings.repeat_ms)
+        self._seen_conversions = RecentKeys(conversion_settings.conversion_repeat_ms)
+        self._volume = RecentVolume(conversion_settings.conversion_repeat_ms)
+
+    def _begun(self, log: Log) -> Terms:
+        terms = known(self._terms, self._reading(log).generation)
+        terms.require_computable()
+        return terms
+
+    def _next_terms(self, log: Log, offset: int, generation: Generation) -> Terms | None:
+        """The terms that a boundary begins; None if it is one that has begun already.
+
+        Raises:
+            StreamError: boundaries are missing before it, or it is not what has been begun.
+            BoundaryError: this build cannot go on under it.
+        """
+        current, number = self._reading(log).generation, generation.generation
+        if number <= current:
+            return None
+        place = f"{log.value} partition {self._partition} offset {offset}"
+        if number > current + 1:
+            raise StreamError(
+                f"{place}: expected the boundary of generation {current + 1} before the next one, "
+                f"seen that of generation {number}"
+            )
+        terms = read_terms(generation)
+        if self._terms.setdefault(number, terms) != terms:
+            raise StreamError(
+                f"{place}: expected the boundary of generation {number} as it was begun, seen one "
+                "with other terms"
+            )
+        terms.require_computable()
+        return terms

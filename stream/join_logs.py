@@ -1,17 +1,20 @@
 """What the owner of a partition reads back and writes through aiokafka: outputs, ticks, offsets."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
+from google.protobuf.message import DecodeError
+from grade.v1.generation_pb2 import Generation
 
 from policy.errors import StreamError
-from stream.codec import TICK_HEADER, TICK_VALUE
+from stream.codec import TICK_HEADER, TICK_VALUE, has_boundary_header
 from stream.connection import LARGEST_REQUEST_BYTES, Connection, KafkaUnreachable
+from stream.generations import read_generations
 from stream.join_records import Kind, Log, Output
 from stream.topics import Topics
 
@@ -30,7 +33,7 @@ class Extent(NamedTuple):
 
 
 class JoinLogs:
-    """The six topics of the join; an asynchronous context manager.
+    """The topics of the join; an asynchronous context manager.
 
     One producer writes everything, idempotently and acknowledged by all replicas. A partition of a
     topic never has more than one batch unacknowledged, as long as it has one owner.
@@ -45,6 +48,7 @@ class JoinLogs:
 
     def __init__(self, connection: Connection, topics: Topics) -> None:
         self._connection = connection
+        self._topics = topics
         self.topic_of: Mapping[Log | Kind, str] = {
             Log.IMPRESSIONS: topics.impressions,
             Log.CONVERSIONS: topics.conversions,
@@ -135,29 +139,52 @@ class JoinLogs:
             raise KafkaUnreachable(f"expected offsets of the join's topics, {error!r}") from error
         return {p: [Extent(heads[tp], ends[tp]) for tp in tps] for p, tps in found.items()}
 
+    async def generations(self, policy: str) -> list[Generation]:
+        """Every generation of the policy that has begun, numbers rising from 1.
+
+        Raises:
+            StreamError: the first records of their topic have been deleted.
+        """
+        return await asyncio.to_thread(read_generations, self._connection, self._topics, policy)
+
     async def read_groups(self, partition: int, start: int, end: int) -> list[bytes]:
         """Values of the reward-groups records with offsets from `start` up to, not `end`."""
-        tp = TopicPartition(self.topic_of[Kind.REWARD_GROUPS], partition)
-        values: list[bytes] = []
+        topic = self.topic_of[Kind.REWARD_GROUPS]
+        async with aclosing(self._read(topic, partition, Extent(start, end))) as records:
+            return [record.value async for record in records]
+
+    async def first_boundary(self, each: Log, partition: int, extent: Extent) -> int | None:
+        """Number of the first generation that begins in a part of an input log; None if none."""
+        async with aclosing(self._read(self.topic_of[each], partition, extent)) as records:
+            async for record in records:
+                if has_boundary_header(record.headers):
+                    with suppress(DecodeError):
+                        return Generation.FromString(record.value or b"").generation
+        return None
+
+    async def _read(self, topic: str, partition: int, extent: Extent) -> AsyncGenerator[Any]:
+        """Records of a partition, with offsets from `extent.head` up to, not `extent.end`."""
+        tp, (start, end) = TopicPartition(topic, partition), extent
         async with self._reading:
             self._reader.assign([tp])
             try:
                 self._reader.seek(tp, start)
-                async with asyncio.timeout(self._connection.timeout_s):
-                    while start < end:
-                        fetched = await self._reader.getmany(tp, timeout_ms=1000)
-                        for record in fetched.get(tp, ()):
-                            if record.offset < end:
-                                values.append(record.value)
-                            start = record.offset + 1
+                while start < end:
+                    async with asyncio.timeout(self._connection.timeout_s):
+                        fetched: dict[TopicPartition, list[Any]] = {}
+                        while not fetched:
+                            fetched = await self._reader.getmany(tp, timeout_ms=1000)
+                    for record in fetched[tp]:
+                        if record.offset < end:
+                            yield record
+                        start = record.offset + 1
             except (KafkaError, TimeoutError) as error:
                 raise KafkaUnreachable(
-                    f"{tp.topic} partition {partition}: expected offsets {start} to {end - 1}, "
+                    f"{topic} partition {partition}: expected offsets {start} to {end - 1}, "
                     f"seen {error!r}"
                 ) from error
             finally:
                 self._reader.unsubscribe()
-        return values
 
     async def _append(self, topic: str, partition: int, records: Sequence[Output]) -> None:
         batch = self._producer.create_batch()

@@ -1,76 +1,132 @@
 """The records that the join writes, as bytes; equal content becomes equal bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from grade.v1.decision_pb2 import ARM_HOLDOUT, Decision
-from grade.v1.impression_pb2 import Impression
 from grade.v1.refused_pb2 import Reason, Refused
-from grade.v1.reward_group_pb2 import JoinRecord, Progress, RewardGroup, Standing, Start
+from grade.v1.reward_group_pb2 import (
+    Boundary,
+    JoinRecord,
+    Progress,
+    RewardGroup,
+    Standing,
+    Start,
+)
 
 from policy.errors import BoundaryError, RetentionLost, StreamError
-from policy.rewards import COMPUTATION, group_rewards
-from policy.schema import Schema
-from stream.attribution import Window
+from policy.rewards import COMPUTATIONS, ClosedGroup
+from stream.attribution import Crossing, Window
 from stream.codec import encode
-from stream.join_records import Cursor, JoinSettings, Kind, Log, Output, Record
+from stream.horizons import known
+from stream.join_records import NEVER, Cursor, Kind, Log, Loss, Output, Record
+from stream.terms import Terms
 from stream.validation import shown
+
+_Signed = RewardGroup | Progress | Boundary | Start
+
+
+class Furthest(NamedTuple):
+    """What a new owner goes on from."""
+
+    standing: Standing
+    prev: int
+    """Offset of the last impression whose group has been written."""
+    close_ms: int
+    """Close time of the record."""
 
 
 class Outputs:
     """Builds and reads the records of one output partition.
 
     Args:
-        schema: the policy's schema.
-        settings: the join's settings; records name their digest.
+        policy: name of the policy.
+        terms: of every generation that is known; grows as boundaries are met.
         partition: the partition.
     """
 
-    def __init__(self, schema: Schema, settings: JoinSettings, partition: int) -> None:
-        self._schema = schema
-        self._window_ms = settings.window_ms
+    def __init__(self, policy: str, terms: Mapping[int, Terms], partition: int) -> None:
+        self._policy = policy
+        self._terms = terms
         self._partition = partition
-        self._digest = settings.digest(schema.digest)
 
-    def start(self, head: Cursor) -> Output:
-        """The first record of the partition (rule 14)."""
+    def start(self, head: Cursor, generation: int, loss: Loss | None) -> Output:
+        """The first record of the partition (rule 14), or of what follows an accepted loss.
+
+        Raises:
+            BoundaryError: the generation is not known.
+        """
         record = JoinRecord()
         start = record.start
-        self._sign(start)
+        _sign(start, known(self._terms, generation))
         start.head.impression_offset, start.head.conversion_offset = head
+        if loss is not None:
+            start.segment = loss.segment
+            start.loss.impressions, start.loss.conversions = loss.impressions, loss.conversions
+            start.loss.prev, start.loss.close_time_ms = loss.prev, loss.close_time_ms
+            done = start.loss.done
+            done.impression_offset, done.conversion_offset = loss.done
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 
-    def group(self, window: Window, standing: Standing) -> Output:
-        """The group of an impression whose window has closed."""
-        impression = Impression.FromString(window.value)
-        decision = Decision.FromString(impression.decision.payload)
+    def group(self, window: Window, standing: Standing) -> JoinRecord:
+        """The group of an impression whose window has closed, without its rewards."""
+        terms = window.terms
         record = JoinRecord()
         group = record.group
-        self._sign(group)
+        _sign(group, terms)
         group.offset = window.offset
         group.impression_time_ms = window.time_ms
-        group.close_time_ms = window.time_ms + self._window_ms
+        group.close_time_ms = window.close_ms
         group.standing.CopyFrom(standing)
-        group.impression.CopyFrom(impression)
+        group.impression.MergeFromString(window.value)
         for member in window.members:
             group.conversions.add(
                 offset=member.record.offset, time_ms=member.time_ms, conversion=member.message
             )
-        if decision.arm != ARM_HOLDOUT:
-            weights = np.array(list(decision.weights), dtype=np.float32)
-            weights = weights.reshape(-1, self._schema.n_objectives)
-            conversions = [member.message for member in window.members]
-            group.rewards.CopyFrom(group_rewards(self._schema, impression, weights, conversions))
-        return Output(Kind.REWARD_GROUPS, window.request_id.encode(), encode(record))
+        return record
 
-    def progress(self, standing: Standing) -> Output:
+    def finished(self, terms: Terms, records: Sequence[JoinRecord]) -> list[Output]:
+        """Groups with their rewards, which are worked out together.
+
+        Args:
+            terms: of their generation.
+            records: as `group` returns them, in the order in which they are written.
+        """
+        rewarded, closed = [], []
+        for record in records:
+            impression = record.group.impression
+            decision = Decision.FromString(impression.decision.payload)
+            if decision.arm != ARM_HOLDOUT:
+                conversions = [member.conversion for member in record.group.conversions]
+                rewarded.append(record.group)
+                closed.append(ClosedGroup(impression, decision.weights[:], conversions))
+        computed = COMPUTATIONS[terms.computation](terms.schema, closed)
+        for group, rewards in zip(rewarded, computed, strict=True):
+            group.rewards.CopyFrom(rewards)
+        return [
+            Output(Kind.REWARD_GROUPS, record.group.impression.request_id.encode(), encode(record))
+            for record in records
+        ]
+
+    def boundary(self, crossing: Crossing, standing: Standing) -> Output:
+        """The last record of a generation."""
+        record = JoinRecord()
+        boundary = record.boundary
+        _sign(boundary, crossing.terms)
+        boundary.offset = crossing.offset
+        boundary.close_time_ms = crossing.close_ms
+        boundary.standing.CopyFrom(standing)
+        boundary.next.CopyFrom(crossing.next)
+        return Output(Kind.REWARD_GROUPS, b"", encode(record))
+
+    def progress(self, terms: Terms, standing: Standing, close_ms: int) -> Output:
         """How far the join has come where no group says so."""
         record = JoinRecord()
         progress = record.progress
-        self._sign(progress)
+        _sign(progress, terms)
         progress.standing.CopyFrom(standing)
-        progress.close_time_ms = standing.frontier_ms + self._window_ms
+        progress.close_time_ms = close_ms
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 
     def refused(
@@ -86,7 +142,7 @@ class Outputs:
         """An input record that is in no group, and why."""
         key = record.key or b""
         refused = Refused(
-            policy=self._schema.policy,
+            policy=self._policy,
             reason=reason,
             message=message,
             topic=log.value,
@@ -99,51 +155,71 @@ class Outputs:
         )
         return Output(kind, key, encode(refused))
 
-    def start_head(self, first: bytes) -> Cursor:
-        """Where the partition's first record, a start, says that the inputs began.
+    def latest(self, values: Sequence[bytes]) -> Furthest | Start:
+        """What to go on from (rule 13): the furthest record of the latest segment.
+
+        A paused old owner may have written an older record after it, or one of a segment that an
+        accepted loss has ended. Where the segment has nothing but starts, the first of them counts.
+
+        Args:
+            values: of records in the order of the partition, at least one.
 
         Raises:
-            BoundaryError: it was written under other settings, schema or computation.
-            StreamError: it is no start record.
-        """
-        record = self._decode(first)
-        if not record.HasField("start"):
-            raise StreamError(f"{self._place}: expected a start record first, seen another")
-        self._check_boundary(record.start)
-        return Cursor(record.start.head.impression_offset, record.start.head.conversion_offset)
-
-    def furthest(self, values: Sequence[bytes]) -> tuple[Standing, int] | None:
-        """The furthest of some groups and progress records, and the last group's offset at it.
-
-        A zombie may have written an older record after it (rule 13). Starts count for nothing.
-
-        Raises:
-            BoundaryError: one was written under other settings, schema or computation.
+            BoundaryError: one was written under other settings, schema or computation, or in a
+                generation that is not known.
             StreamError: a value is not a record of the join.
         """
-        best: tuple[Standing, int] | None = None
-        for value in values:
-            record = self._decode(value)
-            if record.HasField("group"):
-                self._check_boundary(record.group)
-                found = record.group.standing, record.group.offset
-            elif record.HasField("progress"):
-                self._check_boundary(record.progress)
-                found = record.progress.standing, record.progress.standing.prev
-            else:
+        records = [self._decode(value) for value in values]
+        segment = max(_segment(record) for record in records)
+        best: Furthest | None = None
+        first: Start | None = None
+        for record in records:
+            found = self._told(record)
+            if _segment(record) < segment:
                 continue
-            if best is None or _order(found[0]) > _order(best[0]):
+            if found is None:
+                first = first or record.start
+            elif best is None or _order(found.standing) > _order(best.standing):
                 best = found
-        return best
+        latest = best or first
+        assert latest is not None, "some record has the greatest segment"
+        return latest
+
+    def _told(self, record: JoinRecord) -> Furthest | None:
+        """How far a record says that the join has come; None for a start."""
+        if record.HasField("group"):
+            group = record.group
+            self._check_terms(group)
+            return Furthest(group.standing, group.offset, group.close_time_ms)
+        if record.HasField("progress"):
+            progress = record.progress
+            self._check_terms(progress)
+            return Furthest(progress.standing, progress.standing.prev, progress.close_time_ms)
+        if record.HasField("boundary"):
+            boundary = record.boundary
+            self._check_terms(boundary)
+            return Furthest(boundary.standing, boundary.standing.prev, boundary.close_time_ms)
+        self._check_terms(record.start)
+        return None
+
+    def loss(self, values: Sequence[bytes], head: Cursor, end: int) -> Loss:
+        """What is given up by not going on from what `latest` finds; see `PartitionJoin.loss`."""
+        if not values:
+            return Loss(0, 0, -1, head, NEVER, end)
+        latest = self.latest(values)
+        if isinstance(latest, Furthest):
+            at, prev, close_ms = latest.standing.done, latest.prev, latest.close_ms
+            done = Cursor(at.impression_offset, at.conversion_offset)
+        else:
+            done, prev, close_ms = decided_before(latest), -1, NEVER
+            if latest.HasField("loss"):
+                prev, close_ms = latest.loss.prev, latest.loss.close_time_ms
+        gone = [max(0, first - at) for first, at in zip(head, done, strict=True)]
+        return Loss(gone[0], gone[1], prev, done, close_ms, end)
 
     @property
     def _place(self) -> str:
         return f"reward-groups partition {self._partition}"
-
-    def _sign(self, record: RewardGroup | Progress | Start) -> None:
-        record.policy = self._schema.policy
-        record.settings_digest = self._digest
-        record.computation = COMPUTATION
 
     def _decode(self, value: bytes) -> JoinRecord:
         try:
@@ -157,14 +233,38 @@ class Outputs:
             )
         return record
 
-    def _check_boundary(self, record: RewardGroup | Progress | Start) -> None:
-        expected = (self._schema.policy, self._digest, COMPUTATION)
+    def _check_terms(self, record: _Signed) -> None:
+        terms = self._terms.get(record.generation)
         seen = (record.policy, record.settings_digest, record.computation)
+        if terms is None:
+            numbers = ", ".join(map(str, sorted(self._terms)))
+            raise BoundaryError(
+                f"{self._place}: expected records of the generations that are known ({numbers}), "
+                f"seen one of generation {record.generation}, {_signature(*seen)}"
+            )
+        expected = (self._policy, terms.digest, terms.computation)
         if seen != expected:
             raise BoundaryError(
-                f"{self._place}: expected records of {_boundary(*expected)}, seen one of "
-                f"{_boundary(*seen)}"
+                f"{self._place}: expected records of {_signature(*expected)} in generation "
+                f"{terms.generation}, seen one of {_signature(*seen)}"
             )
+        terms.require_computable()
+
+
+def _sign(record: _Signed, terms: Terms) -> None:
+    record.policy = terms.schema.policy
+    record.settings_digest = terms.digest
+    record.computation = terms.computation
+    record.generation = terms.generation
+
+
+def decided_before(start: Start) -> Cursor:
+    """What lies before had been decided when a start was written, or will never be."""
+    head = Cursor(start.head.impression_offset, start.head.conversion_offset)
+    if not start.HasField("loss"):
+        return head
+    done = start.loss.done
+    return Cursor(max(head[0], done.impression_offset), max(head[1], done.conversion_offset))
 
 
 def check_retained(needed: Cursor, head: Cursor) -> None:
@@ -189,6 +289,14 @@ def _order(standing: Standing) -> tuple[int, int]:
     return standing.frontier_ms, standing.done.impression_offset
 
 
-def _boundary(policy: str, digest: bytes, computation: int) -> str:
+def _segment(record: JoinRecord) -> int:
+    if record.HasField("start"):
+        return record.start.segment
+    kind = record.WhichOneof("kind")
+    told: RewardGroup | Progress | Boundary = getattr(record, kind or "")
+    return told.standing.segment
+
+
+def _signature(policy: str, digest: bytes, computation: int) -> str:
     digits = digest.hex()[:12] or "(empty)"
     return f"policy {shown(policy)}, settings {digits}, computation {computation}"

@@ -29,6 +29,8 @@ class Record(NamedTuple):
     value: bytes | None
     tick: bool
     """Whether the record carries the tick's header."""
+    boundary: bool = False
+    """Whether it carries the header of a boundary: its value is the Generation that begins."""
 
 
 class Cursor(NamedTuple):
@@ -36,6 +38,23 @@ class Cursor(NamedTuple):
 
     impression_offset: int
     conversion_offset: int
+
+
+class Loss(NamedTuple):
+    """What was given up when a new owner could not go on where the last one had stopped."""
+
+    impressions: int
+    """Impressions that were not decided and are gone."""
+    conversions: int
+    prev: int
+    """Offset of the last impression whose group had been written, -1 if there is none."""
+    done: Cursor
+    """Everything before had been decided and written."""
+    close_time_ms: int
+    """No later group closes before it, milliseconds since 1970 UTC; NEVER if nothing had been
+    closed."""
+    segment: int
+    """Number of the start that records the loss."""
 
 
 class Kind(enum.Enum):
@@ -65,7 +84,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JoinSettings:
-    """How long the join waits and what it takes.
+    """How long the join waits and what it takes: what decides, and so belongs to a generation.
 
     Raises:
         SettingsError: a number is out of its range.
@@ -77,28 +96,15 @@ class JoinSettings:
     """Early allowance E: how much earlier than its impression a conversion may be logged."""
     late_ms: int
     """Late horizon L, W ≤ L ≤ 2W + E: up to here a conversion is late, beyond it an orphan."""
-    max_open_groups: int = 100_000
-    """While so many groups are open, impressions wait."""
-    progress_step_ms: int = 250
-    """Progress is written whenever another multiple of this has been reached; should divide the
-    learner's slot."""
     max_record_bytes: int = 1_000_000
     """Key and value of an input record may have so many bytes together."""
 
     def __post_init__(self) -> None:
         longest = 2 * self.window_ms + self.early_ms
-        for name, least, most in (
-            ("window_ms", 1, None),
-            ("early_ms", 0, None),
-            ("late_ms", self.window_ms, longest),
-            ("max_open_groups", 1, None),
-            ("progress_step_ms", 1, None),
-            ("max_record_bytes", 1, None),
-        ):
-            seen = getattr(self, name)
-            if seen < least or (most is not None and seen > most):
-                limits = f"at least {least}" if most is None else f"{least} to {most}"
-                raise SettingsError(f"{name}: expected {limits}, seen {seen}")
+        _check_range("window_ms", self.window_ms, 1)
+        _check_range("early_ms", self.early_ms, 0)
+        _check_range("late_ms", self.late_ms, self.window_ms, longest)
+        _check_range("max_record_bytes", self.max_record_bytes, 1)
 
     @property
     def max_request_bytes(self) -> int:
@@ -118,20 +124,8 @@ class JoinSettings:
         """D_c = L + E: the same for a conversion of its request and conversion_id."""
         return self.late_ms + self.early_ms
 
-    @property
-    def impression_rewind_ms(self) -> int:
-        """How far before the frontier a new owner begins to read impressions: E + L + D."""
-        return self.early_ms + self.late_ms + self.repeat_ms
-
-    @property
-    def conversion_rewind_ms(self) -> int:
-        """How far before the frontier a new owner begins to read conversions: E + D_c."""
-        return self.early_ms + self.conversion_repeat_ms
-
     def digest(self, schema_digest: bytes) -> bytes:
         """sha256 over everything that decides what the join writes.
-
-        Not over what only decides when: `max_open_groups` and `progress_step_ms`.
 
         Args:
             schema_digest: sha256 of the policy's schema.
@@ -144,3 +138,28 @@ class JoinSettings:
             "schema": schema_digest.hex(),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class JoinLimits:
+    """What decides only when the join reads and writes, never what.
+
+    Raises:
+        SettingsError: a number is out of its range.
+    """
+
+    max_open_groups: int = 100_000
+    """While so many groups are open, impressions wait."""
+    progress_step_ms: int = 250
+    """Progress is written whenever another multiple of this has been reached; should divide the
+    learner's slot."""
+
+    def __post_init__(self) -> None:
+        _check_range("max_open_groups", self.max_open_groups, 1)
+        _check_range("progress_step_ms", self.progress_step_ms, 1)
+
+
+def _check_range(name: str, seen: int, least: int, most: int | None = None) -> None:
+    if seen < least or (most is not None and seen > most):
+        limits = f"at least {least}" if most is None else f"{least} to {most}"
+        raise SettingsError(f"{name}: expected {limits}, seen {seen}")

@@ -18,7 +18,7 @@ from grade.v1.reward_group_pb2 import JoinRecord
 
 from policy.errors import OffsetGap, RetentionLost, StreamError, reason_name
 from stream import join_metrics as metrics
-from stream.codec import has_tick_header
+from stream.codec import has_boundary_header, has_tick_header
 from stream.join import Log, PartitionJoin, Record, Step
 from stream.join_logs import JoinLogs
 
@@ -43,6 +43,8 @@ class OwnerSettings:
     """Interval of ticks while nothing is open."""
     stall_timeout_s: float = 30.0
     """With records to read and none read for so long, the worker ends itself."""
+    accept_loss: bool = False
+    """Whether to go on without input records that retention has deleted before they were joined."""
 
 
 class Flow(Protocol):
@@ -118,6 +120,7 @@ class PartitionOwner:
         Raises:
             StreamError: the same offsets are missing twice, retention has deleted them, or a log
                 is not the one that was read.
+            BoundaryError: this build lacks the computation of a generation that begins.
             KafkaUnreachable: an output was not acknowledged.
         """
         while True:
@@ -219,10 +222,11 @@ class PartitionOwner:
         self._progress_at = time.monotonic()
 
     def health(self) -> dict[str, Any]:
-        """Positions, lag and open groups."""
+        """Positions, lag, generations and open groups."""
         return {
             "positions": {each.value: self._core.position(each) for each in Log},
             "lag": {each.value: self.lag(each) for each in Log},
+            "generation": {each.value: self._core.generation(each) for each in Log},
             "paused": [each.value for each in Log if self._states[each].paused],
             "open_groups": self._core.open_groups,
             "last_progress_s": round(self._progress_time_s, 3),
@@ -240,7 +244,14 @@ class PartitionOwner:
         for start in range(0, len(fetched), LARGEST_FEED):
             position = self._core.position(each)
             records = [
-                Record(r.offset, r.timestamp, r.key, r.value, has_tick_header(r.headers))
+                Record(
+                    r.offset,
+                    r.timestamp,
+                    r.key,
+                    r.value,
+                    has_tick_header(r.headers),
+                    has_boundary_header(r.headers),
+                )
                 for r in fetched[start : start + LARGEST_FEED]
                 if r.offset >= position
             ]

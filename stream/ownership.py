@@ -1,23 +1,21 @@
 """Which partitions this worker owns, where each begins, and whether all of them get on."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
 
-from policy.errors import RetentionLost, StreamError
-from policy.schema import Schema
+from policy.errors import StreamError
 from stream import join_metrics as metrics
+from stream.beginning import Beginning
 from stream.connection import KafkaUnreachable
-from stream.join import Cursor, JoinSettings, Kind, Log, PartitionJoin
+from stream.join import JoinLimits, Kind, Log
 from stream.join_logs import Extent, JoinLogs
 from stream.owner import Flow, OwnerSettings, PartitionOwner
+from stream.terms import Terms, terms_of
 
 log = structlog.get_logger(__name__)
-
-TAIL_RECORDS = 64
-"""Last reward-groups records that a new owner looks at; some may be a paused old owner's."""
 
 WATCH_INTERVAL_S = 1.0
 ENDS_INTERVAL_S = 5.0
@@ -27,8 +25,8 @@ class Ownership:
     """The partitions of this worker.
 
     Args:
-        schema: the policy's schema.
-        join: settings of the core.
+        policy: name of the policy; at least one generation of it has begun.
+        limits: of the core.
         settings: how to own.
         partitions: how many partitions each topic has.
         logs: the join's topics.
@@ -37,16 +35,16 @@ class Ownership:
 
     def __init__(
         self,
-        schema: Schema,
-        join: JoinSettings,
+        policy: str,
+        limits: JoinLimits,
         settings: OwnerSettings,
         *,
         partitions: int,
         logs: JoinLogs,
         flow: Flow,
     ) -> None:
-        self._schema = schema
-        self._join = join
+        self._policy = policy
+        self._limits = limits
         self._settings = settings
         self._partitions = partitions
         self._logs = logs
@@ -80,15 +78,18 @@ class Ownership:
         Raises:
             StreamError: a partition's logs went to different workers, or its output contradicts
                 the design.
-            RetentionLost: records that are needed have been deleted.
+            BoundaryError: this build cannot go on with a generation.
+            RetentionLost: records that are needed have been deleted, and that is not accepted.
         """
         mine = self._co_partitioned(assigned)
         self.release_all_but(mine)
         what: list[Log | Kind] = [*Log, Kind.REWARD_GROUPS]
         begins: dict[tuple[str, int], int] = {}
+        # Anew each time: another worker may have crossed a boundary since this one has started.
+        terms = terms_of(await self._logs.generations(self._policy))
         for partition, extents in (await self._logs.extents(what, mine)).items():
             *inputs, output = extents
-            for each, offset in (await self._own(partition, inputs, output)).items():
+            for each, offset in (await self._own(terms, partition, inputs, output)).items():
                 begins[self._logs.topic_of[each], partition] = offset
         metrics.PARTITIONS.set(len(self._owners))
         self.settled = True
@@ -180,28 +181,26 @@ class Ownership:
                 )
         return sorted(found)
 
-    async def _own(self, partition: int, inputs: list[Extent], output: Extent) -> dict[Log, int]:
-        head = Cursor(*(extent.head for extent in inputs))
-        core = PartitionJoin(
-            self._schema, self._join, partition=partition, partitions=self._partitions
+    async def _own(
+        self, terms: Mapping[int, Terms], partition: int, inputs: list[Extent], output: Extent
+    ) -> dict[Log, int]:
+        beginning = Beginning(
+            self._logs,
+            terms,
+            self._limits,
+            partition=partition,
+            partitions=self._partitions,
+            accept_loss=self._settings.accept_loss,
         )
-        if output.head == output.end:
-            await self._logs.append(partition, [core.start_record(head)])
-            [[output]] = (await self._logs.extents([Kind.REWARD_GROUPS], [partition])).values()
-        [first] = await self._logs.read_groups(partition, output.head, output.head + 1)
-        tail_start = max(output.head, output.end - TAIL_RECORDS)
-        tail = await self._logs.read_groups(partition, tail_start, output.end)
+        written = await beginning.written(inputs, output)
         owner = self._owners.get(partition)
-        if owner is not None and owner.may_continue(tail[-1]):
+        if owner is not None and owner.may_continue(written.tail[-1]):
             for each, extent in zip(Log, inputs, strict=True):
                 owner.learn_end(each, extent.end)
             log.info("partition_kept", partition=partition)
             return owner.continue_from()
         self.release_all_but(set(self._owners) - {partition})
-        try:
-            begin = core.resume(first, tail, head)
-        except RetentionLost as error:
-            raise RetentionLost(f"partition {partition}: {error}") from error
+        core, begin, last = await beginning.resume(inputs, written)
         for each, offset, extent in zip(Log, begin, inputs, strict=True):
             if offset > extent.end:
                 raise StreamError(
@@ -209,9 +208,7 @@ class Ownership:
                     f"{extent.end}: this is not the log that the reward groups were made from"
                 )
         ends = {each: extent.end for each, extent in zip(Log, inputs, strict=True)}
-        owner = PartitionOwner(
-            core, partition, self._logs, self._flow, self._settings, tail[-1], ends
-        )
+        owner = PartitionOwner(core, partition, self._logs, self._flow, self._settings, last, ends)
         self._owners[partition] = owner
         self._tasks[partition] = asyncio.create_task(owner.run(), name=f"partition-{partition}")
         self._tasks[partition].add_done_callback(self._on_ended)

@@ -5,16 +5,20 @@ Everything in a `Standing` is a function of the two logs and the frontier A (des
 that the impression log has reached, A ≤ it, so the first impression at or after A is known; and it
 is only told when ct ≥ A + W, so the first conversion after A − E is known as well, and both rewinds
 lie further back. Second, what lies before `done` has been decided: impressions before A by ct, and
-conversions up to A − E because it ≥ A ≥ t + E.
+a conversion with t + E ≤ A because it ≥ A ≥ t + E.
 """
 
+from bisect import insort
 from collections import deque
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from grade.v1.reward_group_pb2 import Standing
+from grade.v1.reward_group_pb2 import Standing, Start
 
 from policy.errors import StreamError
-from stream.join_records import NEVER, Cursor, JoinSettings, Log, Record
+from stream.horizons import Horizons
+from stream.join_records import NEVER, Cursor, Log, Record
+from stream.terms import Terms
 
 OPEN: Final = 1_000
 """Fate of a record that is not decided yet. The others are indices into `LogReading.counts`; this
@@ -27,10 +31,11 @@ JOINED, LATE, ORPHAN, CONVERSION_DUPLICATE, CONVERSION_DEAD, CONVERSION_TICK = r
 
 
 class Rewind(NamedTuple):
-    """Where a new owner begins to read a log, and the log's time just before."""
+    """Where a new owner begins to read a log, the log's time just before, and its generation."""
 
     offset: int
     time_before_ms: int
+    generation: int
 
 
 class LogReading:
@@ -49,7 +54,9 @@ class LogReading:
         "_steps",
         "counts",
         "done",
+        "generation",
         "live_from",
+        "patience_ms",
         "position",
         "time_ms",
     )
@@ -61,10 +68,15 @@ class LogReading:
         self.position = self.done = self.live_from = 0
         self.time_ms = NEVER
         """Running maximum of the timestamps read so far (rule 1)."""
-        # The first record of every time, from the rewind on; and the time before these.
-        self._steps: deque[tuple[int, int]] = deque()
+        self.generation = 0
+        """In force behind the last record read."""
+        self.patience_ms = 0
+        """How long after its time a record may have to wait to be decided."""
+        # [offset, time, generation before it] of the first record of every time, from the rewind
+        # on; and the time before these.
+        self._steps: deque[tuple[int, int, int]] = deque()
         self._before_ms = NEVER
-        # [time, fate] of every record from `done` on.
+        # [when it is decided, fate] of every record from `done` on.
         self._fates: deque[list[int]] = deque()
         self._first_above_ms = NEVER
 
@@ -78,7 +90,7 @@ class LogReading:
             first_above_ms: the first record must be later, or the log is not the one that the
                 output was made from.
         """
-        self.position = rewind.offset
+        self.position, self.generation = rewind.offset, rewind.generation
         self.time_ms = self._before_ms = rewind.time_before_ms
         self.done = self.live_from = done
         self.counts = counts
@@ -103,7 +115,7 @@ class LogReading:
         self.position = offset + 1
         if timestamp_ms > self.time_ms:
             self.time_ms = timestamp_ms
-            self._steps.append((offset, timestamp_ms))
+            self._steps.append((offset, timestamp_ms, self.generation))
             return True
         return False
 
@@ -111,19 +123,19 @@ class LogReading:
         """Note the fate of the record just read.
 
         Returns:
-            its cell [time, fate], to be changed when an open record is decided; None for a record
-            that was counted before a crash.
+            its cell [when it is decided, fate], to be changed when an open record is decided; None
+            for a record that was counted before a crash.
         """
         if self.position <= self.live_from:
             return None
-        cell = [self.time_ms, fate]
+        cell = [self.time_ms + self.patience_ms, fate]
         self._fates.append(cell)
         return cell
 
     def settle_before_time(self, time_ms: int) -> None:
-        """Move `done` to the first record at or after a time and count what lies before it."""
+        """Move `done` to the first record decided at or after a time; count what lies before."""
         fates, counts = self._fates, self.counts
-        while fates[0][0] < time_ms:
+        while fates and fates[0][0] < time_ms:
             counts[fates.popleft()[1]] += 1
             self.done += 1
 
@@ -139,38 +151,90 @@ class LogReading:
         steps = self._steps
         while steps[0][1] <= time_ms:
             self._before_ms = steps.popleft()[1]
-        return Rewind(steps[0][0], self._before_ms)
+        offset, _, generation = steps[0]
+        return Rewind(offset, self._before_ms, generation)
 
 
 class Frontier:
     """How far the join has come, and the readings of both logs that this is worked out from.
 
     Args:
-        settings: the join's horizons.
+        terms: of every generation that is known; grows as boundaries are met.
     """
 
-    __slots__ = ("_settings", "conversions", "frontier_ms", "impressions", "prev")
+    __slots__ = (
+        "_changes",
+        "_horizons",
+        "_resumed_ms",
+        "_segment",
+        "_terms",
+        "close_ms",
+        "conversions",
+        "frontier_ms",
+        "impressions",
+        "least_close_ms",
+        "prev",
+    )
 
-    def __init__(self, settings: JoinSettings) -> None:
-        self._settings = settings
+    def __init__(self, terms: Mapping[int, Terms]) -> None:
+        self._terms = terms
         self.impressions = LogReading(Log.IMPRESSIONS, 4)
         self.conversions = LogReading(Log.CONVERSIONS, 6)
         self.frontier_ms = NEVER
-        """A of the last group or progress record."""
+        """A of the last record told."""
+        self.close_ms = NEVER
+        """Close time of the last record told."""
         self.prev = -1
         """Offset of the last impression whose group has been written."""
+        self.least_close_ms = NEVER
+        """No group closes before it, because of an accepted loss."""
+        self._segment = 0
+        self._horizons: Horizons
+        # [frontier from which on it counts, generation] of boundaries that were read, in order.
+        self._changes: list[tuple[int, int]] = []
+        self._resumed_ms = NEVER
 
-    def begin(self, head: Cursor) -> None:
-        """Begin where a start record says that the logs began."""
-        self.impressions.resume(Rewind(head.impression_offset, NEVER), head[0], [0] * 4, NEVER)
-        self.conversions.resume(Rewind(head.conversion_offset, NEVER), head[1], [0] * 6, NEVER)
+    def begin(self, start: Start, done: Cursor) -> None:
+        """Begin where a start record says that the logs began.
 
-    def resume(self, standing: Standing, prev: int) -> None:
-        """Go on from the furthest record that has been written."""
+        Args:
+            start: the record.
+            done: what lies before only has to be remembered.
+        """
+        generation = start.generation
+        head = Cursor(start.head.impression_offset, start.head.conversion_offset)
+        if start.HasField("loss"):
+            self.prev, self.least_close_ms = start.loss.prev, start.loss.close_time_ms
+        self._segment = start.segment
+        self._horizons = Horizons(self._terms, generation, generation)
+        self.impressions.resume(Rewind(head[0], NEVER, generation), done[0], [0] * 4, NEVER)
+        self.conversions.resume(Rewind(head[1], NEVER, generation), done[1], [0] * 6, NEVER)
+
+    def resume(self, standing: Standing, prev: int, close_ms: int) -> None:
+        """Go on from the furthest record that has been written.
+
+        Raises:
+            BoundaryError: a generation that matters is not known.
+        """
         counts, frontier_ms = standing.counts, standing.frontier_ms
-        self.frontier_ms, self.prev = frontier_ms, prev
+        self.frontier_ms = self._resumed_ms = frontier_ms
+        self.prev, self.close_ms = prev, close_ms
+        self._segment = standing.segment
+        if self._segment:
+            self.least_close_ms = standing.least_close_time_ms
+        generations = (
+            standing.rewind_impression_generation,
+            standing.rewind_conversion_generation,
+        )
+        self._horizons = Horizons(self._terms, min(generations), max(generations))
+        # Boundaries between rewind and frontier, which are read again, may have made them longer.
+        longest = Horizons(self._terms, min(generations), max(self._terms))
         self.impressions.resume(
-            Rewind(standing.rewind.impression_offset, standing.rewind_impression_time_ms),
+            Rewind(
+                standing.rewind.impression_offset,
+                standing.rewind_impression_time_ms,
+                standing.rewind_impression_generation,
+            ),
             standing.done.impression_offset,
             [
                 counts.impressions_grouped,
@@ -178,10 +242,14 @@ class Frontier:
                 counts.impressions_dead,
                 counts.impressions_ticks,
             ],
-            frontier_ms - self._settings.impression_rewind_ms,
+            frontier_ms - longest.impression_rewind_ms,
         )
         self.conversions.resume(
-            Rewind(standing.rewind.conversion_offset, standing.rewind_conversion_time_ms),
+            Rewind(
+                standing.rewind.conversion_offset,
+                standing.rewind_conversion_time_ms,
+                standing.rewind_conversion_generation,
+            ),
             standing.done.conversion_offset,
             [
                 counts.conversions_joined,
@@ -191,34 +259,75 @@ class Frontier:
                 counts.conversions_dead,
                 counts.conversions_ticks,
             ],
-            frontier_ms - self._settings.conversion_rewind_ms,
+            frontier_ms - longest.conversion_rewind_ms,
         )
 
-    def at_group(self, offset: int, time_ms: int) -> Standing:
+    def cross(self, log: Log, generation: int) -> None:
+        """Begin a generation in one log, at the boundary record that has just been read.
+
+        Its horizons count from the first frontier on at which records of it may matter: impressions
+        of it lie at or after the boundary's time, so beyond it; conversions of it at that time.
+        """
+        reading = self.impressions if log is Log.IMPRESSIONS else self.conversions
+        reading.generation = generation
+        insort(self._changes, (reading.time_ms + (log is Log.IMPRESSIONS), generation))
+
+    def at_group(self, offset: int, time_ms: int, close_ms: int) -> Standing:
         """Move to the group of an impression and say how far the join has come."""
-        self.frontier_ms = time_ms
-        self.impressions.settle_before_offset(offset + 1)
-        standing = self._standing()
+        standing = self.at_boundary(offset, time_ms, close_ms)
         self.prev = offset
         return standing
 
-    def at_progress(self, frontier_ms: int) -> Standing:
+    def at_boundary(self, offset: int, time_ms: int, close_ms: int) -> Standing:
+        """Move to a boundary and say how far the join has come."""
+        self.frontier_ms, self.close_ms = time_ms, close_ms
+        self.impressions.settle_before_offset(offset + 1)
+        return self._standing()
+
+    def at_progress(self, frontier_ms: int, close_ms: int) -> Standing:
         """Move to a time that both logs have passed and say how far the join has come."""
-        self.frontier_ms = frontier_ms
+        self.frontier_ms, self.close_ms = frontier_ms, close_ms
         self.impressions.settle_before_time(frontier_ms)
         return self._standing()
 
+    def _rewinds(self) -> tuple[Rewind, Rewind]:
+        """Where a new owner must begin in both logs, for the frontier."""
+        changes = self._changes
+        while changes and changes[0][0] <= self.frontier_ms:
+            from_ms, generation = changes.pop(0)
+            if from_ms > self._resumed_ms:
+                # By what counted before; nobody had to keep more.
+                self._let_go(from_ms - 1)
+            horizons = self._horizons
+            if generation > horizons.newest:
+                self._horizons = Horizons(self._terms, horizons.oldest, generation)
+        return self._let_go(self.frontier_ms)
+
+    def _let_go(self, frontier_ms: int) -> tuple[Rewind, Rewind]:
+        """Forget what does not matter at a frontier, generations included."""
+        while True:
+            horizons = self._horizons
+            impressions = self.impressions.rewind_after(frontier_ms - horizons.impression_rewind_ms)
+            conversions = self.conversions.rewind_after(frontier_ms - horizons.conversion_rewind_ms)
+            oldest = min(impressions.generation, conversions.generation)
+            if oldest == horizons.oldest:
+                return impressions, conversions
+            self._horizons = Horizons(self._terms, oldest, horizons.newest)
+
     def _standing(self) -> Standing:
-        frontier_ms, settings = self.frontier_ms, self._settings
+        frontier_ms = self.frontier_ms
         impressions, conversions = self.impressions, self.conversions
-        conversions.settle_before_time(frontier_ms - settings.early_ms + 1)
-        rewind = impressions.rewind_after(frontier_ms - settings.impression_rewind_ms)
-        conversion_rewind = conversions.rewind_after(frontier_ms - settings.conversion_rewind_ms)
+        conversions.settle_before_time(frontier_ms + 1)
+        rewind, conversion_rewind = self._rewinds()
         standing = Standing(
             frontier_ms=frontier_ms,
             prev=self.prev,
             rewind_impression_time_ms=rewind.time_before_ms,
             rewind_conversion_time_ms=conversion_rewind.time_before_ms,
+            rewind_impression_generation=rewind.generation,
+            rewind_conversion_generation=conversion_rewind.generation,
+            segment=self._segment,
+            least_close_time_ms=self.least_close_ms if self._segment else 0,
         )
         standing.done.impression_offset = impressions.done
         standing.done.conversion_offset = conversions.done

@@ -4,6 +4,7 @@ What is valid depends on the record, the schema and the partition alone. Everyth
 dead letter with its reason; nothing that passes may make the rewards fail or overflow.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 from math import isfinite
 from typing import TypeVar
@@ -11,6 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.decision_pb2 import Decision
+from grade.v1.generation_pb2 import Generation
 from grade.v1.impression_pb2 import Impression
 from grade.v1.refused_pb2 import Reason
 
@@ -67,6 +69,7 @@ def read_impression(
     partitions: int,
     *,
     max_bytes: int = 1_000_000,
+    accepted: Collection[bytes] = (),
 ) -> Impression | Refusal:
     """Decode and check a record of the impression log that is no tick, and the decision in it.
 
@@ -76,11 +79,12 @@ def read_impression(
         partition: the partition it was read from.
         partitions: how many partitions there are.
         max_bytes: how large key and value may be together.
+        accepted: digests of schemas that decide as this one does; their decisions are taken too.
     """
     try:
         impression = _decode(Impression, record, max_bytes)
         _check_place(impression, record, schema, partition, partitions)
-        members = _check_decision(impression, schema)
+        members = _check_decision(impression, schema, accepted)
         _check_shown(impression, schema.n_objectives)
         _check_fused(impression, members)
     except Invalid as invalid:
@@ -104,6 +108,36 @@ def read_conversion(
     except Invalid as invalid:
         return invalid.refusal
     return conversion
+
+
+def read_boundary(record: Record, policy: str) -> Generation | Refusal:
+    """Decode and check a record that carries the header of a boundary."""
+    value = record.value
+    if not value:
+        return Refusal(Reason.REASON_NULL_VALUE, "value: expected Generation, seen none")
+    try:
+        generation = Generation.FromString(value)
+    except DecodeError:
+        return Refusal(
+            Reason.REASON_UNDECODABLE,
+            f"value: expected Generation, seen {len(value)} bytes that are none: "
+            f"{shown(value[:32])}",
+        )
+    if generation.policy != policy:
+        return Refusal(
+            Reason.REASON_UNKNOWN_POLICY,
+            f"policy: expected {shown(policy)}, seen {shown(generation.policy)}",
+        )
+    return generation
+
+
+def check_known_outcome(conversion: Conversion, schema: Schema) -> Refusal | None:
+    """Whether a schema has the outcome type of a conversion that is valid under another one."""
+    try:
+        _check_known(conversion.outcome, schema)
+    except Invalid as invalid:
+        return invalid.refusal
+    return None
 
 
 def _decode(kind: type[_M], record: Record, max_bytes: int) -> _M:
@@ -160,7 +194,7 @@ def _check_place(
             )
 
 
-def _check_decision(impression: Impression, schema: Schema) -> int:
+def _check_decision(impression: Impression, schema: Schema, accepted: Collection[bytes]) -> int:
     """Check the decision; returns how many members its group has."""
     payload = impression.decision.payload
     if not payload:
@@ -183,7 +217,7 @@ def _check_decision(impression: Impression, schema: Schema) -> int:
             f"one for request {shown(impression.request_id)} of policy {shown(schema.policy)}",
             f"request {shown(decision.request_id)} of policy {shown(decision.policy)}",
         )
-    if decision.schema_digest != schema.digest:
+    if decision.schema_digest != schema.digest and decision.schema_digest not in accepted:
         raise Invalid(
             Reason.REASON_UNKNOWN_SCHEMA,
             "decision.schema_digest",
@@ -198,7 +232,7 @@ def _check_decision(impression: Impression, schema: Schema) -> int:
             f"version {decision.version} of epoch {decision.epoch}",
         )
     check_name("decision.unit_id", decision.unit_id, "a unit's name", LONGEST_REQUEST_ID)
-    features = decision.features
+    features = decision.features[:]
     check_length("decision.features", len(features), schema.n_features)
     check_finite("decision.features", features)
     if max(features) > LARGEST_FEATURE or min(features) < -LARGEST_FEATURE:
@@ -213,7 +247,7 @@ def _check_decision(impression: Impression, schema: Schema) -> int:
 
 
 def _check_shown(impression: Impression, objectives: int) -> None:
-    items, positions = list(impression.item_ids), list(impression.positions)
+    items, positions = impression.item_ids[:], impression.positions[:]
     if not items:
         raise Invalid(Reason.REASON_NO_ITEMS, "item_ids", "at least one item", "none")
     if len(items) > MOST_SHOWN:
@@ -234,7 +268,7 @@ def _check_shown(impression: Impression, objectives: int) -> None:
         raise Invalid(
             Reason.REASON_OUT_OF_RANGE, "positions", f"at most {LAST_POSITION}", max(positions)
         )
-    scores, unshown = impression.scores, impression.unshown_scores
+    scores, unshown = impression.scores[:], impression.unshown_scores[:]
     check_length("scores", len(scores), len(items) * objectives)
     rows_of("unshown_scores", len(unshown), objectives)
     check_finite("scores", scores)
@@ -262,13 +296,17 @@ def _check_outcome(conversion: Conversion, schema: Schema) -> None:
     outcome, value = conversion.outcome, conversion.value
     if not outcome:
         raise Invalid(Reason.REASON_MISSING_FIELD, "outcome", "an outcome type", "none")
-    if not any(outcome == known.name for known in schema.outcomes):
-        known_names = ", ".join(known.name for known in schema.outcomes)
-        raise Invalid(
-            Reason.REASON_UNKNOWN_OUTCOME, "outcome", f"one of {known_names}"[:200], shown(outcome)
-        )
+    _check_known(outcome, schema)
     if not isfinite(value):
         raise Invalid(Reason.REASON_NOT_FINITE, "value", "a finite number", value)
     if not 0 <= value <= LARGEST_VALUE:
         raise Invalid(Reason.REASON_OUT_OF_RANGE, "value", f"0 to {LARGEST_VALUE:g}", value)
     check_time("happened_at_ms", conversion.happened_at_ms)
+
+
+def _check_known(outcome: str, schema: Schema) -> None:
+    if not any(outcome == known.name for known in schema.outcomes):
+        known_names = ", ".join(known.name for known in schema.outcomes)
+        raise Invalid(
+            Reason.REASON_UNKNOWN_OUTCOME, "outcome", f"one of {known_names}"[:200], shown(outcome)
+        )

@@ -127,7 +127,7 @@ def test_a_generation_that_is_half_begun_is_named_and_completed(system: System) 
     place = TopicPartition(system.topics.generations, 0)
     append(system.connection, [place], b"example", encode(second))
     with pytest.raises(
-        GradeError, match=r"generation 2: .* impressions.v1 0, .* `grade generation begin` again"
+        GradeError, match=r"generation 2: .*impressions.v1 0, .* `grade generation begin` again"
     ):
         RUN.invoke(app, ["check"], catch_exceptions=False)
     lines("begin")

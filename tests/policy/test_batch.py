@@ -65,10 +65,10 @@ def test_scoring_the_served_weights_again_gives_the_joins_rewards(seed: int) -> 
 def test_padding_changes_no_score() -> None:
     schema = make_schema(standardise=True)
     batch = collated(schema, random_groups(schema, seed=5))
-    weights = np.random.default_rng(0).dirichlet(np.ones(3), (len(batch.logged), 4))
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), (len(batch.requests.values), 4))
     together = posteriors(batch.requests, weights)
-    for row, request in enumerate(batch.logged):
-        alone = posteriors(pad([request]), weights[row : row + 1])
+    for row in range(len(weights)):
+        alone = posteriors(pad([batch.requests.request(row)]), weights[row : row + 1])
         assert alone[0].tolist() == together[row].tolist()
 
 
@@ -120,7 +120,7 @@ def test_holdout_groups_are_left_out() -> None:
     assert collate(schema, [held]) is None
     others = random_groups(schema, seed=2)
     mixed = collated(schema, [held, *others, held])
-    assert len(mixed.logged) == len(others)
+    assert len(mixed.requests.values) == len(others)
     assert collate(schema, []) is None
 
 
@@ -147,5 +147,5 @@ def test_a_group_that_is_not_finite_is_left_out(where: str) -> None:
         decision.features[0] = math.inf
         groups[1].impression.decision.payload = decision.SerializeToString()
     batch = collated(schema, groups)
-    assert len(batch.logged) == len(groups) - 1
+    assert len(batch.requests.values) == len(groups) - 1
     assert np.isfinite(batch.requests.signals).all()

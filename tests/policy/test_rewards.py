@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from policy.fusion import rank
 from policy.rewards import (
+    ClosedGroup,
     discounted,
     discounts,
     examined_gains,
@@ -20,6 +21,7 @@ from policy.rewards import (
     gains,
     group_rewards,
     ideal,
+    rewards_of,
 )
 from policy.schema import Schema, parse_schema
 from tests.policy.groups import click, make_impression, make_schema, order
@@ -220,6 +222,35 @@ def test_no_member_changes_a_bit_of_another(seed: int, items: int, members: int)
         assert alone.prior[0] == together.prior[member]
         assert alone.format[0] == together.format[member]
         assert (alone.ideal, alone.realised) == (together.ideal, together.realised)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), transform=st.sampled_from(["linear", "log", "logit"]))
+def test_no_group_changes_a_bit_of_another(seed: int, transform: str) -> None:
+    generator = np.random.default_rng(seed)
+    schema = make_schema(
+        objectives=4,
+        transform=transform,
+        standardise=True,
+        predicts=True,
+        examination=(1.0, 0.7),
+        soft_rules="[[soft_rules]]\nobjective = 'o3'\nmax_weight = 0.1\n",
+    )
+    groups = []
+    for _ in range(int(generator.integers(1, 30))):
+        # Few dimensions, so that many groups are alike and some are not.
+        items, unshown, members = (int(generator.integers(1, most)) for most in (5, 3, 4))
+        weights = generator.dirichlet(np.ones(4), members).astype(np.float32)
+        groups.append(
+            ClosedGroup(
+                make_impression(generator.random((items, 4)), generator.random((unshown - 1, 4))),
+                weights.ravel().tolist(),
+                [click(int(k)) for k in generator.integers(items, size=generator.integers(3))],
+            )
+        )
+    alone = [rewards_of(schema, [group])[0] for group in groups]
+    assert rewards_of(schema, groups) == alone
+    assert rewards_of(schema, groups[::-1]) == alone[::-1]
 
 
 def test_the_ideal_is_the_best_of_all_orders() -> None:

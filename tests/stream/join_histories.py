@@ -1,32 +1,44 @@
 """Random histories of one partition's two input logs, small and full of coincidences.
 
 Few requests, few milliseconds: so that repeats, early, late and lost conversions, broken records
-and times that lie exactly on a boundary are the rule and not the exception.
+and times that lie exactly on an edge are the rule and not the exception. Many have a boundary or
+two, at which horizons, outcome types or objectives change.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import TypeVar
 
 from google.protobuf.message import Message
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.decision_pb2 import ARM_HOLDOUT, ARM_POLICY, Decision, SignedDecision
+from grade.v1.generation_pb2 import Generation
 from grade.v1.impression_pb2 import Impression
 from grade.v1.refused_pb2 import Reason
 
-from policy.schema import load_schema
+from policy.schema import Schema
 from stream.codec import encode, partition_for
-from stream.join import JoinSettings, Log, Record
+from stream.join import JoinLimits, Log, Record
+from stream.terms import Terms
+from tests.stream.join_generations import (
+    ALL_OUTCOMES,
+    OUTCOMES,
+    SCHEMA,
+    SCHEMAS,
+    Definition,
+    definition_as_read,
+)
 from tests.stream.join_oracle import Entry, Horizons
 
-SCHEMA = load_schema(Path(__file__).parent.parent / "example_schema.toml")
 MAX_RECORD_BYTES = 1_400
-MEMBERS = ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.125, 0.125, 0.75))
-BASELINE = (0.5, 0.3, 0.2)
+MEMBERS = {
+    3: ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.125, 0.125, 0.75)),
+    2: ((0.5, 0.5), (0.25, 0.75), (0.125, 0.875)),
+}
+BASELINE = {3: (0.5, 0.3, 0.2), 2: (0.5, 0.5)}
 HEAVY = "z" * 1_000
 """An item whose conversions are large, so that few of them are too much for one request."""
 
@@ -35,20 +47,35 @@ Built = TypeVar("Built", Impression, Conversion)
 
 @dataclass(frozen=True)
 class History:
-    """Both logs of a partition, complete, and the settings to join them under."""
+    """Both logs of a partition, complete, and the generations to join them under."""
 
-    settings: JoinSettings
+    definitions: tuple[Definition, ...]
+    """Of the generations, the first one first."""
+    limits: JoinLimits
     partition: int
     partitions: int
     impressions: tuple[Entry[Impression], ...]
     conversions: tuple[Entry[Conversion], ...]
 
     @property
-    def horizons(self) -> Horizons:
-        """The settings that the oracle knows."""
-        settings = self.settings
-        request_bytes = 4 * settings.max_record_bytes
-        return Horizons(settings.window_ms, settings.early_ms, settings.late_ms, request_bytes)
+    def terms(self) -> dict[int, Terms]:
+        """What the join is given."""
+        return {each.number: definition_as_read(each) for each in self.definitions}
+
+    @property
+    def horizons(self) -> dict[int, Horizons]:
+        """The terms that the oracle knows."""
+        return {
+            each.number: Horizons(
+                each.window,
+                each.early,
+                each.late,
+                4 * each.max_record_bytes,
+                frozenset((SCHEMAS[each.objectives].digest,)),
+                frozenset(OUTCOMES[each.outcomes]),
+            )
+            for each in self.definitions
+        }
 
     @property
     def heads(self) -> dict[Log, int]:
@@ -68,7 +95,8 @@ class History:
 
     def __repr__(self) -> str:
         """Only what decides: who, when and what, one record a line."""
-        lines = [f"{self.settings} partition {self.partition} of {self.partitions}"]
+        lines = [f"{self.limits} partition {self.partition} of {self.partitions}"]
+        lines += [f"  {each}" for each in self.definitions]
         lines += [f"  impression {_told(entry)}" for entry in self.impressions]
         lines += [f"  conversion {_told(entry)}" for entry in self.conversions]
         return "\n".join(lines)
@@ -80,21 +108,31 @@ def random_history(rng: Random) -> History:
     Args:
         rng: where every choice comes from.
     """
-    window = rng.randint(1, 9)
-    early = rng.randint(0, 5)
-    settings = JoinSettings(
-        window_ms=window,
-        early_ms=early,
-        late_ms=rng.randint(window, 2 * window + early),
-        max_open_groups=rng.choice([1, 2, 3, 100]),
-        progress_step_ms=rng.choice([1, 2, 5, 50]),
-        max_record_bytes=MAX_RECORD_BYTES,
+    boundaries = rng.choice([0, 0, 1, 1, 2])
+    definitions = [random_definition(rng, 1 + number) for number in range(1 + boundaries)]
+    limits = JoinLimits(
+        max_open_groups=rng.choice([1, 2, 3, 100]), progress_step_ms=rng.choice([1, 2, 5, 50])
     )
     partitions = rng.choice([1, 1, 3])
-    writer = _Writer(rng, settings, rng.randrange(partitions), partitions)
+    writer = _Writer(rng, definitions, limits, rng.randrange(partitions), partitions)
     for _ in range(rng.randint(0, 80 if writer.heavy else 40)):
         writer.write_something()
     return writer.finish()
+
+
+def random_definition(rng: Random, number: int) -> Definition:
+    """Draw a generation; the first one has the example's outcomes and objectives."""
+    window = rng.randint(1, 9)
+    early = rng.randint(0, 5)
+    return Definition(
+        number,
+        window,
+        early,
+        rng.randint(window, 2 * window + early),
+        MAX_RECORD_BYTES if number == 1 else rng.choice([MAX_RECORD_BYTES, 1_500]),
+        3 if number == 1 else rng.choice([3, 3, 2]),
+        "some" if number == 1 else rng.choice(["some", "few", "many"]),
+    )
 
 
 def tick(offset: int, timestamp_ms: int) -> Record:
@@ -111,24 +149,26 @@ def request_ids(partition: int, partitions: int, number: int = 4) -> tuple[str, 
 
 
 @cache
-def impression(request_id: str, variant: int) -> Impression:
+def impression(request_id: str, variant: int, objectives: int = 3) -> Impression:
     """A valid impression; variants differ in arm, items and candidates."""
     holdout = variant % 4 == 3
     items = ("x", "y", HEAVY)[: 1 + variant % 3]
-    weights = (BASELINE,) if holdout else MEMBERS[: 2 + variant % 2]
+    weights = (BASELINE[objectives],) if holdout else MEMBERS[objectives][: 2 + variant % 2]
     decision = Decision(
         policy=SCHEMA.policy,
         request_id=request_id,
         unit_id=f"unit-{variant}",
         epoch=1,
         version=1 + variant,
-        schema_digest=SCHEMA.digest,
+        schema_digest=SCHEMAS[objectives].digest,
         arm=ARM_HOLDOUT if holdout else ARM_POLICY,
         features=[12.0, 3.0, 0.25],
-        alpha=[] if holdout else [2.0, 1.0, 1.0],
+        alpha=[] if holdout else [2.0, 1.0, 1.0][:objectives],
         weights=[weight for row in weights for weight in row],
-        # Gamma(4) / Gamma(2) times the first weight.
-        log_densities=[] if holdout else [math.log(6 * row[0]) for row in weights],
+        # Gamma(objectives + 1) / Gamma(2) times the first weight.
+        log_densities=[]
+        if holdout
+        else [math.log(math.factorial(objectives) * row[0]) for row in weights],
         executed=0 if holdout else variant % 2,
     )
     return Impression(
@@ -137,21 +177,23 @@ def impression(request_id: str, variant: int) -> Impression:
         decision=SignedDecision(payload=encode(decision)),
         item_ids=items,
         positions=reversed(range(len(items))),
-        scores=[0.125 * (1 + index) for index in range(3 * len(items))],
-        unshown_scores=[0.25, 0.5, 2.0] * (variant % 2),
+        scores=[0.125 * (1 + index) for index in range(objectives * len(items))],
+        unshown_scores=[0.25, 0.5, 2.0][:objectives] * (variant % 2),
         shown_at_ms=variant,
     )
 
 
 @cache
-def conversion(request_id: str, conversion_id: str, item_id: str) -> Conversion:
+def conversion(
+    request_id: str, conversion_id: str, item_id: str, outcome: str = "click"
+) -> Conversion:
     """A valid conversion, of an item that may or may not have been shown."""
     return Conversion(
         policy=SCHEMA.policy,
         request_id=request_id,
         conversion_id=conversion_id,
         item_id=item_id,
-        outcome="order" if conversion_id == "c0" else "click",
+        outcome=outcome,
         value=1.5,
         happened_at_ms=7,
     )
@@ -161,22 +203,31 @@ class _Writer:
     """Appends to both logs of a partition as time goes by."""
 
     def __init__(
-        self, rng: Random, settings: JoinSettings, partition: int, partitions: int
+        self,
+        rng: Random,
+        definitions: list[Definition],
+        limits: JoinLimits,
+        partition: int,
+        partitions: int,
     ) -> None:
         self.rng = rng
-        self.settings = settings
+        self.definitions = definitions
+        self.limits = limits
+        # In force at the end of each log.
+        self.current = dict.fromkeys(Log, definitions[0])
         self.partition, self.partitions = partition, partitions
         # A heavy history brings one request more than it may have.
         self.heavy = heavy = rng.random() < 0.1
         requests = 1 if heavy else rng.randint(1, 4)
         self.requests = request_ids(partition, partitions)[:requests]
         self.now = rng.choice([0, -20, 1_000, 1_760_000_000_000])
-        self.skew = rng.choice([0, 0, 0, settings.window_ms, -settings.early_ms])
+        self.skew = rng.choice([0, 0, 0, definitions[0].window, -definitions[0].early])
         self.items = ["x", HEAVY, HEAVY] if heavy else rng.choice([["x"], ["x", "x", "y", "z"]])
         paces = [[0, 0, 0, 1, 1, 2, 3, 5, 30], [0, 0, 1], [1, 2, 5, 10]]
         self.conversion_ids = [f"c{i}" for i in range(40 if heavy else 4)]
         self.pace = [0, 1, 2] if heavy else rng.choice(paces)
-        self.boundaries = rng.choice([0.0, 0.1, 0.5])
+        self.edges = rng.choice([0.0, 0.1, 0.5])
+        self.unrest = 0.01 if len(definitions) == 1 else rng.choice([0.1, 0.2, 0.4])
         self.disorder = rng.choice([0.0, 0.1, 0.3])
         self.heads = (rng.choice([0, 5]), rng.choice([0, 7]))
         self.impressions: list[Entry[Impression]] = []
@@ -187,6 +238,9 @@ class _Writer:
         """Let some time pass, or none, and append one record to one of the logs."""
         rng = self.rng
         self.now += rng.choice(self.pace)
+        if rng.random() < self.unrest:
+            self._write_boundary()
+            return
         kind = rng.choices(["valid", "tick", "broken"], [0.8, 0.1, 0.1])[0]
         if rng.random() < (0.2 if self.heavy else 0.45):
             self._write_impression(kind)
@@ -195,62 +249,104 @@ class _Writer:
 
     def finish(self) -> History:
         """Append ticks that decide everything, and return what was written."""
-        settings = self.settings
         stamps = [entry.timestamp_ms for entry in self.impressions]
         stamps += [entry.timestamp_ms for entry in self.conversions]
-        end = max(stamps, default=self.now)
-        end += settings.window_ms + settings.early_ms + settings.late_ms + 1
+        end = max(stamps, default=self.now) + 1
+        end += sum(each.window + each.early + each.late for each in self.definitions)
         self._append_impression(end, None, b"", None, tick=True)
         self._append_conversion(end, None, b"", None, tick=True)
         return History(
-            settings,
+            tuple(self.definitions),
+            self.limits,
             self.partition,
             self.partitions,
             tuple(self.impressions),
             tuple(self.conversions),
         )
 
+    def _write_boundary(self) -> None:
+        """Append the next boundary to a log, mostly to the one that is behind; or a useless one."""
+        rng = self.rng
+        log = rng.choice([Log.IMPRESSIONS, *Log])
+        behind = min(Log, key=lambda each: self.current[each].number)
+        if self.current[behind].number < self.current[log].number and rng.random() < 0.8:
+            log = behind
+        number, stamp = self.current[log].number, self._stamp()
+        key, value, reason = rng.choice(BROKEN_BOUNDARIES)
+        begins = 0
+        if number < len(self.definitions) and rng.random() < 0.8:
+            self.current[log] = self.definitions[number]
+            begins = number + 1
+        elif rng.random() < 0.5:
+            begins = rng.randint(1, number)
+        if begins:
+            key, value, reason = b"", self.definitions[begins - 1].value, 0
+        if log is Log.IMPRESSIONS:
+            offset = self.heads[0] + len(self.impressions)
+            shown: Entry[Impression] = Entry(
+                offset, stamp, key, value, False, None, reason, boundary=True, begins=begins
+            )
+            self.impressions.append(shown)
+        else:
+            offset = self.heads[1] + len(self.conversions)
+            done: Entry[Conversion] = Entry(
+                offset, stamp, key, value, False, None, reason, boundary=True, begins=begins
+            )
+            self.conversions.append(done)
+
     def _write_impression(self, kind: str) -> None:
         stamp = self._stamp()
         request_id = self.rng.choice(self.requests)
-        message = impression(request_id, self.rng.randrange(5))
+        objectives = self.current[Log.IMPRESSIONS].objectives
+        if self.rng.random() < 0.1 and len(self.definitions) > 1:
+            objectives = self.rng.choice([2, 3])
+        schema = SCHEMAS[objectives]
+        message = impression(request_id, self.rng.randrange(5), objectives)
         if kind == "tick":
             self._append_impression(stamp, None, b"", None, tick=True)
         elif kind == "broken":
-            broken = broken_impressions(request_id, self.partition, self.partitions)
+            broken = broken_impressions(request_id, self.partition, self.partitions, objectives)
             key, value, reason = self.rng.choice(broken)
-            self._append_impression(stamp, key, value, None, reason=reason)
+            looked_at = schema if reason in FOUND_BEHIND_THE_SCHEMA else None
+            self._append_impression(stamp, key, value, None, reason=reason, schema=looked_at)
         else:
             self.shown.append((request_id, stamp))
-            self._append_impression(stamp, request_id.encode(), encode(message), message)
+            self._append_impression(
+                stamp, request_id.encode(), encode(message), message, schema=schema
+            )
 
     def _write_conversion(self, kind: str) -> None:
         stamp = self._stamp() + self.skew
         request_id = self.rng.choice(self.requests)
         if self.shown and self.rng.random() < 0.7:
             request_id, shown_at = self.rng.choice(self.shown[-3:])
-            if self.rng.random() < self.boundaries:
-                stamp = max(stamp, shown_at + self._boundary())
-        message = conversion(
-            request_id, self.rng.choice(self.conversion_ids), self.rng.choice(self.items)
-        )
+            if self.rng.random() < self.edges:
+                stamp = max(stamp, shown_at + self._edge())
+        outcome = self.rng.choice(OUTCOMES[self.current[Log.CONVERSIONS].outcomes])
+        if self.rng.random() < 0.1:
+            outcome = self.rng.choice(ALL_OUTCOMES)
+        identity, item = self.rng.choice(self.conversion_ids), self.rng.choice(self.items)
+        message = conversion(request_id, identity, item, outcome)
         if kind == "tick":
             self._append_conversion(stamp, None, b"", None, tick=True)
         elif kind == "broken":
             broken = broken_conversions(request_id, self.partition, self.partitions)
             key, value, reason = self.rng.choice(broken)
-            self._append_conversion(stamp, key, value, None, reason=reason)
+            looked_at = "order" if reason in FOUND_BEHIND_THE_OUTCOME else None
+            self._append_conversion(stamp, key, value, None, reason=reason, outcome=looked_at)
         else:
-            self._append_conversion(stamp, request_id.encode(), encode(message), message)
+            self._append_conversion(
+                stamp, request_id.encode(), encode(message), message, outcome=outcome
+            )
 
     def _stamp(self) -> int:
         back = self.rng.randint(1, 12) if self.rng.random() < self.disorder else 0
         return self.now - back
 
-    def _boundary(self) -> int:
-        settings = self.settings
-        boundary: int = self.rng.choice([-settings.early_ms, settings.window_ms, settings.late_ms])
-        return boundary + self.rng.randint(0, 1)
+    def _edge(self) -> int:
+        under = self.rng.choice(self.definitions)
+        edge: int = self.rng.choice([-under.early, under.window, under.late])
+        return edge + self.rng.randint(0, 1)
 
     def _append_impression(
         self,
@@ -261,9 +357,11 @@ class _Writer:
         *,
         tick: bool = False,
         reason: int = 0,
+        schema: Schema | None = None,
     ) -> None:
         offset = self.heads[0] + len(self.impressions)
-        self.impressions.append(Entry(offset, stamp, key, value, tick, message, reason))
+        digest = schema.digest if schema else None
+        self.impressions.append(Entry(offset, stamp, key, value, tick, message, reason, digest))
 
     def _append_conversion(
         self,
@@ -274,19 +372,43 @@ class _Writer:
         *,
         tick: bool = False,
         reason: int = 0,
+        outcome: str | None = None,
     ) -> None:
         offset = self.heads[1] + len(self.conversions)
-        self.conversions.append(Entry(offset, stamp, key, value, tick, message, reason))
+        self.conversions.append(
+            Entry(offset, stamp, key, value, tick, message, reason, None, outcome)
+        )
 
 
 Broken = tuple[bytes | None, bytes | None, int]
 
+FOUND_BEHIND_THE_SCHEMA = {
+    Reason.REASON_WRONG_DIMENSION,
+    Reason.REASON_NOT_FINITE,
+    Reason.REASON_OUT_OF_RANGE,
+    Reason.REASON_REPEATED_ITEM,
+    Reason.REASON_NO_ITEMS,
+}
+"""Faults of an impression that count only if its decision's schema is taken."""
+
+FOUND_BEHIND_THE_OUTCOME = {Reason.REASON_NOT_FINITE, Reason.REASON_OUT_OF_RANGE}
+"""Faults of a conversion that count only if its outcome type is known."""
+
+BROKEN_BOUNDARIES: tuple[Broken, ...] = (
+    (b"", None, Reason.REASON_NULL_VALUE),
+    (b"", b"", Reason.REASON_NULL_VALUE),
+    (b"", b"\xff\xff", Reason.REASON_UNDECODABLE),
+    (b"", encode(Generation(policy="p", generation=2)), Reason.REASON_UNKNOWN_POLICY),
+)
+
 
 @cache
-def broken_impressions(request_id: str, partition: int, partitions: int) -> tuple[Broken, ...]:
+def broken_impressions(
+    request_id: str, partition: int, partitions: int, objectives: int = 3
+) -> tuple[Broken, ...]:
     """Key, value and reason of impression records that are not valid, one fault each."""
-    valid = impression(request_id, 0)
-    two_items = impression(request_id, 1)
+    valid = impression(request_id, 0, objectives)
+    two_items = impression(request_id, 1, objectives)
     key = request_id.encode()
 
     def changed(change: Callable[[Impression], object], of: Impression = valid) -> bytes:
@@ -333,7 +455,7 @@ def broken_impressions(request_id: str, partition: int, partitions: int) -> tupl
 @cache
 def broken_conversions(request_id: str, partition: int, partitions: int) -> tuple[Broken, ...]:
     """Key, value and reason of conversion records that are not valid, one fault each."""
-    valid = conversion(request_id, "c0", "x")
+    valid = conversion(request_id, "c0", "x", "order")
     key = request_id.encode()
 
     def changed(change: Callable[[Conversion], object]) -> bytes:
@@ -402,18 +524,22 @@ def _put(values, value) -> None:  # type: ignore[no-untyped-def]
 
 
 def _record(entry: Entry[Impression] | Entry[Conversion]) -> Record:
-    return Record(entry.offset, entry.timestamp_ms, entry.key, entry.value, entry.tick)
+    return Record(
+        entry.offset, entry.timestamp_ms, entry.key, entry.value, entry.tick, entry.boundary
+    )
 
 
 def _told(entry: Entry[Impression] | Entry[Conversion]) -> str:
     where = f"offset {entry.offset} at {entry.timestamp_ms}:"
     if entry.tick:
         return f"{where} tick"
+    if entry.begins:
+        return f"{where} boundary of {entry.begins}"
     if isinstance(entry.message, Impression):
         items = [item[:9] for item in entry.message.item_ids]
         return f"{where} {entry.message.request_id} shows {items}"
     if isinstance(entry.message, Conversion):
         message = entry.message
         item = message.item_id[:9]
-        return f"{where} {message.request_id} {message.conversion_id} of {item}"
+        return f"{where} {message.request_id} {message.conversion_id} {message.outcome} of {item}"
     return f"{where} broken, {Reason.Name(Reason.ValueType(entry.reason))}"

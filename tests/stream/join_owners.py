@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from grade.v1.refused_pb2 import Refused
-from grade.v1.reward_group_pb2 import JoinRecord, Standing
+from grade.v1.reward_group_pb2 import Boundary, JoinRecord, Progress, RewardGroup, Standing
 
 from stream.join import Cursor, Kind, Log, Output, PartitionJoin
-from tests.stream.join_histories import SCHEMA, History
+from tests.stream.join_histories import History
 from tests.stream.join_oracle import NOTHING_BEFORE, Oracle
 
 BEFORE_ALL = (NOTHING_BEFORE, -1)
@@ -48,7 +48,9 @@ class Promises(OutputPartition):
     def __init__(self, oracle: Oracle) -> None:
         super().__init__()
         self._sides = (oracle.impression_sides(), oracle.conversion_sides())
-        self._groups = {oracle.impressions[group.impression].offset for group in oracle.groups()}
+        leaving = [group.impression for group in oracle.groups()]
+        leaving += [crossing.impression for crossing, _ in oracle.boundaries()]
+        self._groups = {oracle.impressions[each].offset for each in leaving}
         self._written: tuple[set[int], set[int], set[int]] = (set(), set(), set())
 
     def append(self, output: Output) -> None:
@@ -60,8 +62,10 @@ class Promises(OutputPartition):
             self._written[log].add(refused.offset)
             return
         record = JoinRecord.FromString(output.value)
-        if record.WhichOneof("kind") == "group":
+        if record.HasField("group"):
             self._written[2].add(record.group.offset)
+        if record.HasField("boundary"):
+            self._written[2].add(record.boundary.offset)
         if record.WhichOneof("kind") == "start":
             return
         done = standing(record).done
@@ -75,14 +79,27 @@ class Promises(OutputPartition):
 
 
 def standing(record: JoinRecord) -> Standing:
-    """The standing of a group or a progress record."""
+    """The standing of a group, a boundary or a progress record."""
     kind = record.WhichOneof("kind")
-    return record.group.standing if kind == "group" else record.progress.standing
+    assert kind in ("group", "boundary", "progress")
+    told: RewardGroup | Boundary | Progress = getattr(record, kind)
+    return told.standing
 
 
 def order(standing: Standing) -> tuple[int, int]:
     """What makes one standing further than another."""
     return standing.frontier_ms, standing.done.impression_offset
+
+
+def new_join(history: History, known: int | None = None) -> PartitionJoin:
+    """A new core that knows so many of a history's generations; all by default."""
+    terms = {n: each for n, each in history.terms.items() if known is None or n <= known}
+    return PartitionJoin(
+        terms,
+        partition=history.partition,
+        partitions=history.partitions,
+        limits=history.limits,
+    )
 
 
 class Owner:
@@ -102,9 +119,7 @@ class Owner:
         rng: Random,
         heads: dict[Log, int] | None = None,
     ) -> None:
-        self.join = PartitionJoin(
-            SCHEMA, history.settings, partition=history.partition, partitions=history.partitions
-        )
+        self.join = new_join(history, 1 if not output.main else len(history.definitions))
         self.history = history
         self.output = output
         self.rng = rng
@@ -125,7 +140,7 @@ class Owner:
         if self.output.main:
             self.resume(tail=self.rng.choice([1, 2, 5, 100]))
         else:
-            self.unwritten.append(self.join.start_record(self.head))
+            self.unwritten.append(self.join.start_record(self.head, 1))
         return True
 
     def run(self) -> None:

@@ -1,37 +1,68 @@
 """One partition of the join, driven record by record."""
 
+from collections.abc import Mapping
+
+from grade.v1.generation_pb2 import Generation
 from grade.v1.refused_pb2 import Reason, Refused
-from grade.v1.reward_group_pb2 import JoinRecord, Progress, RewardGroup, Standing
+from grade.v1.reward_group_pb2 import Boundary, JoinRecord, Progress, RewardGroup, Standing
 
 from stream.codec import encode
-from stream.join import Cursor, JoinSettings, Kind, Log, Output, PartitionJoin, Record
+from stream.join import (
+    Cursor,
+    JoinLimits,
+    JoinSettings,
+    Kind,
+    Log,
+    Output,
+    PartitionJoin,
+    Record,
+)
+from stream.terms import Terms, first_terms
 from tests.stream.join_messages import SCHEMA, valid_conversion, valid_impression
 
-SETTINGS = JoinSettings(window_ms=100, early_ms=10, late_ms=200, progress_step_ms=50)
+SETTINGS = JoinSettings(window_ms=100, early_ms=10, late_ms=200)
+TERMS = first_terms(SCHEMA, SETTINGS)
+LIMITS = JoinLimits(progress_step_ms=50)
 
 
 class Partition:
     """One partition and its owner: append a record, the owner reads it at once."""
 
-    def __init__(self, settings: JoinSettings = SETTINGS, *, batch: bool = False) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        terms: Mapping[int, Terms] = TERMS,
+        *,
+        limits: JoinLimits = LIMITS,
+        batch: bool = False,
+    ) -> None:
+        self.terms = terms
+        self.limits = limits
         self.logs: dict[Log, list[Record]] = {log: [] for log in Log}
         self.main: list[Output] = []
         self.side: list[Output] = []
         self.batch = batch
         self.join = self.new_owner()
-        start = self.join.start_record(Cursor(0, 0))
+        start = self.join.start_record(Cursor(0, 0), 1)
         self.main.append(start)
         assert self.join.resume(start.value, [start.value], Cursor(0, 0)) == Cursor(0, 0)
 
     def new_owner(self) -> PartitionJoin:
-        return PartitionJoin(SCHEMA, self.settings, partition=0, partitions=1)
+        return PartitionJoin(self.terms, partition=0, partitions=1, limits=self.limits)
 
     def append(self, log: Log, time_ms: int, key: bytes | None, value: bytes | None) -> int:
         """Append a record; a tick if key and value are None. Returns its offset."""
         offset = len(self.logs[log])
         tick = key is None and value is None
         self.logs[log].append(Record(offset, time_ms, key, b"" if tick else value, tick))
+        if not self.batch:
+            self.read(log)
+        return offset
+
+    def begin(self, log: Log, time_ms: int, generation: Generation) -> int:
+        """Append the boundary of a generation."""
+        offset = len(self.logs[log])
+        record = Record(offset, time_ms, b"", encode(generation), tick=False, boundary=True)
+        self.logs[log].append(record)
         if not self.batch:
             self.read(log)
         return offset
@@ -83,6 +114,10 @@ class Partition:
         return [record.progress for record in self.records if record.HasField("progress")]
 
     @property
+    def boundaries(self) -> list[Boundary]:
+        return [record.boundary for record in self.records if record.HasField("boundary")]
+
+    @property
     def members(self) -> dict[int, list[int]]:
         """Impression offset → conversion offsets."""
         return {g.offset: [c.offset for c in g.conversions] for g in self.groups}
@@ -100,4 +135,7 @@ class Partition:
 
 def standing(output: Output) -> Standing:
     record = JoinRecord.FromString(output.value)
-    return record.group.standing if record.HasField("group") else record.progress.standing
+    kind = record.WhichOneof("kind")
+    assert kind in ("group", "progress", "boundary")
+    told: RewardGroup | Progress | Boundary = getattr(record, kind)
+    return told.standing

@@ -1,6 +1,8 @@
 """The owners of partitions against a real broker, without Faust in between."""
 
 import asyncio
+import dataclasses
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -8,34 +10,58 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from grade.v1.generation_pb2 import Generation
 from grade.v1.reward_group_pb2 import JoinRecord
 from kafka.admin import NewTopic
 
-from policy.errors import StreamError
+from policy.errors import RetentionLost, StreamError
+from policy.rewards import COMPUTATION
+from policy.schema import Schema, parse_schema
 from stream.broker import LocalBroker
 from stream.codec import encode, partition_for
 from stream.connection import LARGEST_REQUEST_BYTES, Connection, open_admin
-from stream.join import JoinSettings, Kind, Log, Output
+from stream.generations import begin, ensure_first, generation_of
+from stream.join import JoinLimits, Kind, Log, Output
 from stream.join_logs import BATCH_BYTES, JoinLogs
 from stream.owner import OwnerSettings
 from stream.ownership import Ownership
+from stream.terms import MAX_RECORD_BYTES_SETTING
 from stream.topics import Topics
 from tests.kafka import Produced, await_until, create_fresh, produce, read_topic
-from tests.stream.join_messages import SCHEMA, valid_conversion, valid_impression
+from tests.stream.join_messages import (
+    SCHEMA,
+    valid_conversion,
+    valid_decision,
+    valid_impression,
+)
 
-SETTINGS = JoinSettings(window_ms=5_000, early_ms=1_000, late_ms=10_000)
 QUIET = OwnerSettings(ticks="producer", stall_timeout_s=0.0)
+
+
+def definition(schema: Schema) -> Generation:
+    return generation_of(schema, {MAX_RECORD_BYTES_SETTING: 1_000_000}, COMPUTATION)
+
+
+def with_times(window_s: float, early_s: float, late_s: float) -> Schema:
+    """The example's schema with other times."""
+    text = SCHEMA.toml
+    for name, value in {"window_s": window_s, "early_s": early_s, "late_s": late_s}.items():
+        text, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+        assert found == 1
+    return parse_schema(text)
 
 
 class Worker:
     """Ownership of one partition, and what it asked of whoever fetches."""
 
     def __init__(
-        self, logs: JoinLogs, topics: Topics, join: JoinSettings, settings: OwnerSettings
+        self, logs: JoinLogs, topics: Topics, limits: JoinLimits, settings: OwnerSettings
     ) -> None:
         self.asked: list[tuple[str, str, int]] = []
         self.topics = topics
-        self.ownership = Ownership(SCHEMA, join, settings, partitions=1, logs=logs, flow=self)
+        self.ownership = Ownership(
+            SCHEMA.policy, limits, settings, partitions=1, logs=logs, flow=self
+        )
 
     def pause(self, topic: str, partition: int) -> None:
         self.asked.append(("pause", topic, partition))
@@ -61,16 +87,32 @@ class Worker:
 class Scene:
     """Topics of one partition, and the records of the inputs as aiokafka fetches them."""
 
-    def __init__(self, connection: Connection, join: JoinSettings = SETTINGS) -> None:
+    def __init__(
+        self, connection: Connection, schema: Schema = SCHEMA, max_open_groups: int = 1_000
+    ) -> None:
         self.connection = connection
         self.topics = create_fresh(connection, partitions=1)
-        self.join = join
+        self.schema = schema
+        self.limits = JoinLimits(max_open_groups)
+        ensure_first(connection, self.topics, definition(schema))
+
+    def begin(self, schema: Schema) -> None:
+        """Begin a generation."""
+        begin(self.connection, self.topics, definition(schema), partitions=1)
+
+    def delete(self, topic: str, before: int) -> None:
+        """Delete a topic's records before an offset, as retention does."""
+        with open_admin(self.connection) as admin:
+            admin.delete_records({TopicPartition(topic, 0): before})
 
     def show(self, *request_ids: str) -> None:
-        self._produce(
-            self.topics.impressions,
-            [(name, encode(valid_impression(name))) for name in request_ids],
-        )
+        shown = []
+        for name in request_ids:
+            impression, decision = valid_impression(name), valid_decision(name)
+            decision.schema_digest = self.schema.digest
+            impression.decision.payload = encode(decision)
+            shown.append((name, encode(impression)))
+        self._produce(self.topics.impressions, shown)
 
     def click(self, *request_ids: str) -> None:
         self._produce(
@@ -111,7 +153,7 @@ class Scene:
 
         async def run() -> Worker:
             async with JoinLogs(self.connection, self.topics) as logs:
-                worker = Worker(logs, self.topics, self.join, settings)
+                worker = Worker(logs, self.topics, self.limits, settings)
                 try:
                     await act(worker)
                 finally:
@@ -284,7 +326,7 @@ def test_trouble_with_kafka_is_told_until_it_is_over(tmp_path: Path) -> None:
 
 def test_impressions_pause_while_many_groups_are_open(connection: Connection) -> None:
     """At the bound the log is paused; when a group has left it is resumed."""
-    scene = Scene(connection, JoinSettings(50, 10, 100, max_open_groups=2))
+    scene = Scene(connection, with_times(0.05, 0.01, 0.1), max_open_groups=2)
     scene.show("r1", "r2")
     impressions = scene.topics.impressions
 
@@ -375,3 +417,71 @@ def test_a_record_that_no_topic_takes_is_refused(scene: Scene) -> None:
 
     with pytest.raises(StreamError, match=r"dead-letters.* partition 0: expected .*key-7"):
         asyncio.run(write())
+
+
+# --- accepted losses ---
+
+ACCEPTING = dataclasses.replace(QUIET, accept_loss=True)
+
+
+def claim_at(*begin: int) -> Callable[[Worker], Awaitable[None]]:
+    """An act that claims the partition and expects to begin there."""
+
+    async def claim(worker: Worker) -> None:
+        assert await worker.claim() == begin
+
+    return claim
+
+
+def test_a_loss_is_refused_with_its_numbers_and_accepted_by_a_flag(scene: Scene) -> None:
+    """The start that records it is obeyed by every later owner, without the flag too."""
+    scene.play(claim_at(0, 0))
+    scene.show("r1", "r2", "r3")
+    scene.delete(scene.topics.impressions, before=2)
+    with pytest.raises(
+        RetentionLost,
+        match=r"^partition 0: impressions: .* from offset 0, seen 2 .*; 2 impressions and "
+        r"0 conversions that were not decided are gone: `grade join --accept-loss` records",
+    ):
+        scene.play(claim_at(0, 0))
+    assert len(scene.outputs()) == 1
+
+    scene.play(claim_at(2, 0), ACCEPTING)
+    scene.play(claim_at(2, 0))
+    [first, second] = scene.outputs()
+    assert not first.start.HasField("loss")
+    start = second.start
+    assert (start.generation, start.segment, start.head.impression_offset) == (1, 1, 2)
+    assert (start.loss.impressions, start.loss.conversions, start.loss.prev) == (2, 0, -1)
+
+
+def test_an_output_that_retention_has_emptied_is_no_new_one(scene: Scene) -> None:
+    """A fresh start would begin the inputs anew, as if nothing had been joined."""
+    scene.play(claim_at(0, 0))
+    scene.delete(scene.topics.reward_groups, before=1)
+    with pytest.raises(
+        RetentionLost,
+        match=r"^partition 0: .*reward-groups.*: expected the last of the 1 records .* deleted; "
+        r"how much was not decided is unknown: `grade join --accept-loss`",
+    ):
+        scene.play(claim_at(0, 0))
+    scene.play(claim_at(0, 0), ACCEPTING)
+    [start] = [each.start for each in scene.outputs()]
+    assert (start.HasField("loss"), start.segment) == (True, 1)
+
+
+def test_after_a_loss_the_generation_at_the_head_is_found(scene: Scene) -> None:
+    """By the first boundary that is left; where none is, the latest one is in force."""
+    scene.play(claim_at(0, 0))
+    scene.show("r1", "r2")
+    scene.begin(with_times(6, 1, 12))  # at offset 2 of the impressions
+    scene.show("r3")
+    scene.begin(with_times(7, 1, 14))  # at offset 4
+    scene.show("r4")
+    for head, in_force in ((1, 1), (3, 2), (5, 3)):
+        scene.delete(scene.topics.impressions, before=head)
+        scene.play(claim_at(head, 0), ACCEPTING)
+        start = scene.outputs()[-1].start
+        assert (start.head.impression_offset, start.generation) == (head, in_force)
+    segments = [each.start.segment for each in scene.outputs()]
+    assert segments == sorted(set(segments))

@@ -11,8 +11,9 @@ from grade.v1.reward_group_pb2 import Cursor as CursorMessage
 
 from policy.rewards import COMPUTATION, group_rewards
 from stream.codec import encode
-from stream.join import JoinSettings, Kind, Log, Output, Record
+from stream.join import JoinLimits, JoinSettings, Kind, Log, Output, Record
 from stream.join_records import NEVER
+from stream.terms import first_terms
 from tests.stream.join_messages import SCHEMA, valid_conversion, valid_impression
 from tests.stream.join_partition import SETTINGS, Partition
 
@@ -45,6 +46,8 @@ def test_a_group_holds_what_its_window_brought() -> None:
             rewind=CursorMessage(),
             rewind_impression_time_ms=NEVER,
             rewind_conversion_time_ms=NEVER,
+            rewind_impression_generation=1,
+            rewind_conversion_generation=1,
             counts=Counts(impressions_grouped=1),
         )
     )
@@ -56,6 +59,7 @@ def test_a_group_holds_what_its_window_brought() -> None:
     group.rewards.CopyFrom(group_rewards(SCHEMA, valid_impression(), weights, conversions))
     group.settings_digest = SETTINGS.digest(SCHEMA.digest)
     group.computation = COMPUTATION
+    group.generation = 1
     assert JoinRecord.FromString(output.value) == expected
     assert output.value == encode(expected)
 
@@ -295,7 +299,7 @@ def test_one_request_cannot_make_a_group_of_any_size() -> None:
     settings = JoinSettings(window_ms=100, early_ms=10, late_ms=200, max_record_bytes=200)
     size = len(encode(valid_conversion("r1", "c00"))) + 32
     fitting = 800 // size
-    partition = Partition(settings)
+    partition = Partition(first_terms(SCHEMA, settings))
     partition.tick_impressions(900)
     for number in range(fitting + 2):
         partition.click(1_000, "r1", f"c{number:02d}")
@@ -311,7 +315,7 @@ def test_one_request_cannot_make_a_group_of_any_size() -> None:
 
 def test_pausing_cannot_deadlock() -> None:
     """With conversions paused from it + E on, ct = 1011 and one open group would stop both."""
-    partition = Partition(JoinSettings(window_ms=100, early_ms=10, late_ms=200, max_open_groups=1))
+    partition = Partition(limits=JoinLimits(max_open_groups=1))
     assert partition.join.readable(Log.IMPRESSIONS)
     assert partition.join.readable(Log.CONVERSIONS)
     partition.show(1_000)
@@ -362,6 +366,7 @@ def test_progress_names_a_frontier_and_what_lies_before_it() -> None:
     progress.close_time_ms = 1_200
     progress.settings_digest = SETTINGS.digest(SCHEMA.digest)
     progress.computation = COMPUTATION
+    progress.generation = 1
     progress.standing.CopyFrom(
         Standing(
             frontier_ms=1_100,
@@ -370,6 +375,8 @@ def test_progress_names_a_frontier_and_what_lies_before_it() -> None:
             rewind=CursorMessage(impression_offset=0, conversion_offset=1),
             rewind_impression_time_ms=NEVER,
             rewind_conversion_time_ms=880,
+            rewind_impression_generation=1,
+            rewind_conversion_generation=1,
             counts=Counts(impressions_grouped=1, conversions_joined=1, conversions_orphan=1),
         )
     )

@@ -10,13 +10,15 @@ from collections.abc import Set as AbstractSet
 from random import Random
 
 import pytest
+from grade.v1.impression_pb2 import Impression
 
 from policy.errors import BoundaryError, RetentionLost
 from stream.codec import encode
-from stream.join import Cursor, JoinSettings, Log, PartitionJoin, Record
+from stream.join import Cursor, JoinLimits, JoinSettings, Log, PartitionJoin, Record
+from stream.terms import first_terms
 from tests.stream.join_checks import Expected
+from tests.stream.join_generations import SCHEMA
 from tests.stream.join_histories import (
-    SCHEMA,
     History,
     broken_conversions,
     broken_impressions,
@@ -25,8 +27,16 @@ from tests.stream.join_histories import (
     random_history,
     tick,
 )
-from tests.stream.join_oracle import Oracle
-from tests.stream.join_owners import OutputPartition, Owner, standing
+from tests.stream.join_oracle import Horizons, Oracle
+from tests.stream.join_owners import OutputPartition, Owner, new_join, standing
+
+SETTINGS = JoinSettings(window_ms=10, early_ms=3, late_ms=20)
+
+
+def join_of(settings: JoinSettings, limits: JoinLimits = JoinLimits()) -> PartitionJoin:  # noqa: B008 - frozen
+    """A join under one generation of these settings."""
+    return PartitionJoin(first_terms(SCHEMA, settings), partition=0, partitions=1, limits=limits)
+
 
 # --- memory ---
 
@@ -81,9 +91,8 @@ def ever_broken(i: int) -> Iterator[tuple[Log, bytes, bytes]]:
 )
 def test_tables_are_bounded_by_time(traffic: Traffic) -> None:
     """Nothing grows with the number of requests that have been, only with those of the horizons."""
-    settings = JoinSettings(window_ms=10, early_ms=3, late_ms=20, progress_step_ms=5)
-    join = PartitionJoin(SCHEMA, settings, partition=0, partitions=1)
-    start = join.start_record(Cursor(0, 0))
+    join = join_of(SETTINGS, JoinLimits(progress_step_ms=5))
+    start = join.start_record(Cursor(0, 0), 1)
     join.resume(start.value, [start.value], Cursor(0, 0))
     settled = late = 0
     for i in range(700):
@@ -152,16 +161,14 @@ def test_a_new_owner_needs_what_rewind_names_and_no_more(seed: int) -> None:
         cut._replace(impression_offset=cut.impression_offset + 1),
         cut._replace(conversion_offset=cut.conversion_offset + 1),
     ):
-        refusing = PartitionJoin(
-            SCHEMA, history.settings, partition=history.partition, partitions=history.partitions
-        )
+        refusing = new_join(history)
         with pytest.raises(RetentionLost):
             refusing.resume(output.main[0].value, [output.main[-1].value], head)
     heads = dict(zip(Log, cut, strict=True))
     owner = Owner(history, output, Random(seed), heads)
     owner.resume(tail=1)
     owner.run()
-    Expected(history, output.records()[0].start.settings_digest).check(output)
+    Expected(history).check(output)
 
 
 @pytest.mark.parametrize(
@@ -170,28 +177,23 @@ def test_a_new_owner_needs_what_rewind_names_and_no_more(seed: int) -> None:
     ids=lambda c: next(iter(c)),
 )
 def test_other_settings_are_a_boundary(change: dict[str, int]) -> None:
-    settings = JoinSettings(window_ms=10, early_ms=3, late_ms=20)
-    old = PartitionJoin(SCHEMA, settings, partition=0, partitions=1)
-    new = PartitionJoin(SCHEMA, dataclasses.replace(settings, **change), partition=0, partitions=1)
-    start = old.start_record(Cursor(0, 0)).value
+    old = join_of(SETTINGS)
+    new = join_of(dataclasses.replace(SETTINGS, **change))
+    start = old.start_record(Cursor(0, 0), 1).value
     with pytest.raises(BoundaryError):
         new.resume(start, [start], Cursor(0, 0))
 
 
-def test_settings_of_speed_are_no_boundary() -> None:
-    settings = JoinSettings(window_ms=10, early_ms=3, late_ms=20)
-    old = PartitionJoin(SCHEMA, settings, partition=0, partitions=1)
-    faster = dataclasses.replace(settings, max_open_groups=7, progress_step_ms=125)
-    new = PartitionJoin(SCHEMA, faster, partition=0, partitions=1)
-    start = old.start_record(Cursor(2, 3)).value
-    assert new.resume(start, [start], Cursor(2, 3)) == Cursor(2, 3)
+def test_limits_are_no_boundary() -> None:
+    limits = JoinLimits(max_open_groups=7, progress_step_ms=125)
+    start = join_of(SETTINGS).start_record(Cursor(2, 3), 1).value
+    assert join_of(SETTINGS, limits).resume(start, [start], Cursor(2, 3)) == Cursor(2, 3)
 
 
 def test_the_first_start_is_obeyed() -> None:
     """Two owners found the partition empty, so there are two starts (rule 14)."""
-    settings = JoinSettings(window_ms=10, early_ms=3, late_ms=20)
-    first, second = (PartitionJoin(SCHEMA, settings, partition=0, partitions=1) for _ in range(2))
-    values = [first.start_record(Cursor(2, 3)).value, second.start_record(Cursor(1, 1)).value]
+    first, second = join_of(SETTINGS), join_of(SETTINGS)
+    values = [first.start_record(Cursor(2, 3), 1).value, second.start_record(Cursor(1, 1), 1).value]
     for join in (first, second):
         assert join.resume(values[0], values, Cursor(1, 1)) == Cursor(2, 3)
         assert (join.position(Log.IMPRESSIONS), join.position(Log.CONVERSIONS)) == (2, 3)
@@ -201,53 +203,53 @@ def test_the_first_start_is_obeyed() -> None:
 
 
 class RepeatsOneTooFew(Oracle):
-    def repeats_impression(self, a: int, earlier: int) -> bool:
-        return a - earlier < self.horizons.impression_repeat
+    def repeats_impression(self, a: int, earlier: int, between: Sequence[Horizons]) -> bool:
+        return a - earlier < min(each.impression_repeat for each in between)
 
 
 class RepeatsWithinTheWindowOnly(Oracle):
-    def repeats_impression(self, a: int, earlier: int) -> bool:
-        return a - earlier <= self.horizons.window
+    def repeats_impression(self, a: int, earlier: int, between: Sequence[Horizons]) -> bool:
+        return a - earlier <= min(each.window for each in between)
 
 
 class ConversionRepeatsOneTooFew(Oracle):
-    def repeats_conversion(self, t: int, earlier: int) -> bool:
-        return t - earlier < self.horizons.conversion_repeat
+    def repeats_conversion(self, t: int, earlier: int, between: Sequence[Horizons]) -> bool:
+        return t - earlier < min(each.conversion_repeat for each in between)
 
 
 class ConversionRepeatsWithinTheLateHorizonOnly(Oracle):
-    def repeats_conversion(self, t: int, earlier: int) -> bool:
-        return t - earlier <= self.horizons.late
+    def repeats_conversion(self, t: int, earlier: int, between: Sequence[Horizons]) -> bool:
+        return t - earlier <= min(each.late for each in between)
 
 
 class NeverTooMuch(Oracle):
-    def is_too_much(self, size: int) -> bool:
+    def is_too_much(self, size: int, terms: Horizons) -> bool:
         return False
 
 
 class EarlyIncluded(Oracle):
-    def in_window(self, t: int, a: int) -> bool:
-        return a - self.horizons.early <= t <= a + self.horizons.window
+    def in_window(self, t: int, a: int, own: Horizons, shown: Horizons) -> bool:
+        return a - min(own.early, shown.early) <= t <= a + shown.window
 
 
 class WindowEndExcluded(Oracle):
-    def in_window(self, t: int, a: int) -> bool:
-        return a - self.horizons.early < t < a + self.horizons.window
+    def in_window(self, t: int, a: int, own: Horizons, shown: Horizons) -> bool:
+        return a - min(own.early, shown.early) < t < a + shown.window
 
 
 class NothingEarly(Oracle):
-    def in_window(self, t: int, a: int) -> bool:
-        return a <= t <= a + self.horizons.window
+    def in_window(self, t: int, a: int, own: Horizons, shown: Horizons) -> bool:
+        return a <= t <= a + shown.window
 
 
 class LateEndExcluded(Oracle):
-    def in_late_horizon(self, t: int, a: int) -> bool:
-        return a + self.horizons.window < t < a + self.horizons.late
+    def in_late_horizon(self, t: int, a: int, own: Horizons, shown: Horizons) -> bool:
+        return a + shown.window < t < a + shown.late
 
 
 class ClosesAtTheWindowsEnd(Oracle):
-    def is_closed(self, a: int, ct: int) -> bool:
-        return ct >= a + self.horizons.window
+    def is_closed(self, close: int, ct: int) -> bool:
+        return ct >= close
 
 
 class TimeOfTheRecordItself(Oracle):
@@ -277,39 +279,25 @@ class DoneOneTooFar(Oracle):
 
 
 class DoneConversionsOneTooFar(Oracle):
-    def is_done_conversion(self, t: int, frontier: int) -> bool:
-        return t <= frontier - self.horizons.early + 1
+    def is_done_conversion(self, t: int, frontier: int, own: Horizons) -> bool:
+        return t <= frontier - own.early + 1
 
 
 class RewindsOneTooFar(Oracle):
-    def is_forgotten_impression(self, a: int, frontier: int) -> bool:
-        horizons = self.horizons
-        return a <= frontier - (horizons.early + horizons.late + horizons.impression_repeat) + 1
+    def is_forgotten_impression(self, a: int, frontier: int, longest: Horizons) -> bool:
+        return super().is_forgotten_impression(a - 1, frontier, longest)
 
 
 class RewindsConversionsOneTooFar(Oracle):
-    def is_forgotten_conversion(self, t: int, frontier: int) -> bool:
-        return t <= frontier - (self.horizons.early + self.horizons.conversion_repeat) + 1
+    def is_forgotten_conversion(self, t: int, frontier: int, longest: Horizons) -> bool:
+        return super().is_forgotten_conversion(t - 1, frontier, longest)
 
 
 class TheFirstValidIsNoRepeatUnlessAccepted(Oracle):
     """Measures a repeat from the last accepted impression, not from the last valid one."""
 
-    def _is_accepted(self, i: int) -> bool:
-        kept: list[int] = []
-        for j in range(i + 1):
-            message = self.impressions[j].message
-            if message is None:
-                continue
-            repeats = [
-                k
-                for k in kept
-                if self.impressions[k].message.request_id == message.request_id  # type: ignore[union-attr]
-                and self.repeats_impression(self.impression_times[j], self.impression_times[k])
-            ]
-            if not repeats:
-                kept.append(j)
-        return i in kept
+    def _same_request(self, j: int, message: Impression) -> bool:
+        return super()._same_request(j, message) and self._is_accepted(j)
 
 
 @pytest.mark.parametrize(

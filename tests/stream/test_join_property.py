@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 from grade.v1.refused_pb2 import Reason
+from grade.v1.reward_group_pb2 import Boundary, JoinRecord, Progress, RewardGroup
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -48,11 +49,6 @@ def oracle_of(
     )
 
 
-def digest_of(output: OutputPartition) -> bytes:
-    """The settings' digest that a partition's first record names."""
-    return output.records()[0].start.settings_digest
-
-
 def joined(history: History, rng: Random) -> OutputPartition:
     """One owner's output, checked promise by promise."""
     output = Promises(oracle_of(history))
@@ -64,7 +60,7 @@ def joined(history: History, rng: Random) -> OutputPartition:
 
 def check_one_owner(history: History, rng: Random) -> None:
     output = joined(history, rng)
-    expected = Expected(history, digest_of(output))
+    expected = Expected(history)
     expected.check(output)
     offsets = [r.group.offset for r in output.records() if r.WhichOneof("kind") == "group"]
     assert offsets == sorted(set(offsets)), "one owner repeats nothing"
@@ -75,7 +71,7 @@ def check_one_owner(history: History, rng: Random) -> None:
 def check_crashes(history: History, rng: Random) -> int:
     output = Promises(oracle_of(history))
     crashes = run_with_crashes(history, output, rng)
-    Expected(history, digest_of(output)).check(output)
+    Expected(history).check(output)
     return crashes
 
 
@@ -114,7 +110,7 @@ def test_interleaving_changes_no_byte(rng: Random) -> None:
         return [
             o.value
             for o, record in zip(output.main, output.records(), strict=True)
-            if record.WhichOneof("kind") == "group"
+            if record.WhichOneof("kind") in ("group", "boundary")
         ]
 
     def progress(output: OutputPartition) -> dict[int, bytes]:
@@ -143,11 +139,13 @@ def test_every_prefix_agrees_with_the_oracle(rng: Random) -> None:
             continue
         read = {log: owner.join.position(log) - history.heads[log] for log in Log}
         oracle = oracle_of(history, read[Log.IMPRESSIONS], read[Log.CONVERSIONS])
-        expected = Expected(history, digest_of(output), oracle)
+        expected = Expected(history, oracle)
         written = [
-            o for o, r in zip(output.main, output.records(), strict=True) if r.HasField("group")
+            o.value
+            for o, r in zip(output.main, output.records(), strict=True)
+            if r.WhichOneof("kind") in ("group", "boundary")
         ]
-        assert [o.value for o in written] == expected.groups
+        assert written == list(expected.leaving.values())
         # A conversion of an item that was not shown may wait for its group to close.
         refused = {(r.topic.split(".")[0], r.offset) for r in output.refused()}
         late = {k for k, s in expected.sides.items() if s.reason == Reason.REASON_ITEM_NOT_SHOWN}
@@ -161,29 +159,50 @@ def test_every_prefix_agrees_with_the_oracle(rng: Random) -> None:
 
 def check_pausing_and_progress(owner: Owner, oracle: Oracle, last: int | None) -> int | None:
     """Rules 7 and 8 after one batch; returns the frontier that has been told."""
-    history = owner.history
-    window, step = history.settings.window_ms, history.settings.progress_step_ms
+    limits = owner.history.limits
     open_groups = oracle.impression_fates.count(Fate.OPEN)
-    readable = open_groups < history.settings.max_open_groups
-    assert owner.join.readable(Log.IMPRESSIONS) == readable
-    it = max(oracle.impression_times, default=None)
-    ct = max(oracle.conversion_times, default=None)
-    ahead = ct is not None and (it is None or ct > it + window)
-    assert owner.join.readable(Log.CONVERSIONS) == (not ahead)
-    told = [standing(r).frontier_ms for r in owner.output.records() if not r.HasField("start")]
+    assert owner.join.readable(Log.IMPRESSIONS) == (open_groups < limits.max_open_groups)
+    check_conversions_pause(owner, oracle)
+    records = [r for r in owner.output.records() if not r.HasField("start")]
+    told = [standing(r).frontier_ms for r in records]
     assert told == sorted(told)
-    progress = [
-        r.progress.standing.frontier_ms for r in owner.output.records() if r.HasField("progress")
-    ]
-    frontier = oracle.frontier(len(oracle.impressions), len(oracle.conversions))
+    frontier = oracle.frontier()
     if frontier is None:
         assert not told
         return None
-    group_times = [oracle.impression_times[g.impression] for g in oracle.groups()]
-    known = [*group_times, *([last] if last is not None else [])]
-    due = not known or (frontier + window) // step > (max(known) + window) // step
+    progress = [
+        r.progress.standing.frontier_ms for r in owner.output.records() if r.HasField("progress")
+    ]
+    # What was told before this batch, and what left with it.
+    closes = [close(r) for r in records if not r.HasField("progress")]
+    known = [standing(r).frontier_ms for r in records if not r.HasField("progress")]
+    if last is not None:
+        known.append(last)
+        closes.append(oracle.progress_close(last))
+    step = limits.progress_step_ms
+    news = not known or frontier > max(known)
+    due = news and (not known or oracle.progress_close(frontier) // step > max(closes) // step)
     assert (frontier in progress) == due or (frontier == last)
     return max(told, default=None)
+
+
+def check_conversions_pause(owner: Owner, oracle: Oracle) -> None:
+    """Conversions wait while they are ahead of all that can be open."""
+    it = max(oracle.impression_times, default=None)
+    ct = max(oracle.conversion_times, default=None)
+    current = owner.join.generation(Log.IMPRESSIONS)
+    closes = [each.close_time_ms for each in oracle.crossings]
+    if it is not None:
+        closes.append(it + oracle.terms[current].window)
+    assert owner.join.readable(Log.CONVERSIONS) == (ct is None or any(ct <= c for c in closes))
+
+
+def close(record: JoinRecord) -> int:
+    """Close time of a record."""
+    kind = record.WhichOneof("kind")
+    assert kind in ("group", "boundary", "progress")
+    told: RewardGroup | Boundary | Progress = getattr(record, kind)
+    return told.close_time_ms
 
 
 @property_test
@@ -210,7 +229,7 @@ def test_a_gap_loses_nothing(rng: Random) -> None:
         offsets = [record.offset for record in batch]
         expected = before if offsets[0] != before else before + 1
         assert (gap.value.expected, gap.value.seen) == (expected, offsets[expected - before])
-    Expected(history, digest_of(output)).check(output)
+    Expected(history).check(output)
 
 
 @property_test

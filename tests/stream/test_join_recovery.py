@@ -10,9 +10,19 @@ from grade.v1.reward_group_pb2 import Cursor as CursorMessage
 from policy.errors import BoundaryError, OffsetGap, RetentionLost, SettingsError, StreamError
 from policy.rewards import COMPUTATION
 from stream.codec import encode
-from stream.join import Cursor, JoinSettings, Kind, Log, Output, PartitionJoin, Record
+from stream.join import (
+    Cursor,
+    JoinLimits,
+    JoinSettings,
+    Kind,
+    Log,
+    Output,
+    PartitionJoin,
+    Record,
+)
+from stream.terms import first_terms
 from tests.stream.join_messages import SCHEMA
-from tests.stream.join_partition import SETTINGS, Partition, standing
+from tests.stream.join_partition import SETTINGS, TERMS, Partition, standing
 
 # --- rules 13 and 14 ---
 
@@ -114,7 +124,7 @@ def test_the_furthest_record_of_the_tail_is_obeyed() -> None:
 def test_an_empty_partition_begins_at_the_heads_that_the_first_start_names() -> None:
     partition = Partition()
     join = partition.new_owner()
-    first, second = join.start_record(Cursor(3, 5)), join.start_record(Cursor(4, 6))
+    first, second = join.start_record(Cursor(3, 5), 1), join.start_record(Cursor(4, 6), 1)
     assert first == Output(Kind.REWARD_GROUPS, b"", first.value)
     assert join.resume(first.value, [first.value, second.value], Cursor(3, 5)) == Cursor(3, 5)
     assert (join.position(Log.IMPRESSIONS), join.position(Log.CONVERSIONS)) == (3, 5)
@@ -127,7 +137,7 @@ def test_an_empty_partition_begins_at_the_heads_that_the_first_start_names() -> 
 
 
 def test_nothing_is_read_before_the_output_has_been() -> None:
-    join = PartitionJoin(SCHEMA, SETTINGS, partition=0, partitions=1)
+    join = PartitionJoin(TERMS, partition=0, partitions=1)
     with pytest.raises(StreamError, match="expected resume"):
         join.feed(Log.IMPRESSIONS, [Record(0, 1_000, None, b"", tick=True)])
 
@@ -136,8 +146,8 @@ def test_nothing_is_read_before_the_output_has_been() -> None:
 
 
 def test_retention_is_refused_with_the_numbers() -> None:
-    join = PartitionJoin(SCHEMA, SETTINGS, partition=0, partitions=1)
-    start = join.start_record(Cursor(3, 5)).value
+    join = PartitionJoin(TERMS, partition=0, partitions=1)
+    start = join.start_record(Cursor(3, 5), 1).value
     with pytest.raises(
         RetentionLost,
         match=r"conversions: expected to read from offset 5, seen 9 .*: 4 records are lost",
@@ -170,14 +180,14 @@ def test_records_of_other_settings_are_a_boundary(settings: JoinSettings) -> Non
     partition.tick(1_101)
     values = [output.value for output in partition.main]
     for tail in ([], values[1:2], values[-1:]):
-        owner = PartitionJoin(SCHEMA, settings, partition=0, partitions=1)
+        owner = PartitionJoin(first_terms(SCHEMA, settings), partition=0, partitions=1)
         with pytest.raises(BoundaryError, match="expected records of policy 'example', settings"):
             owner.resume(values[0], tail, Cursor(0, 0))
 
 
 def test_another_computation_is_a_boundary() -> None:
-    join = PartitionJoin(SCHEMA, SETTINGS, partition=0, partitions=1)
-    start = JoinRecord.FromString(join.start_record(Cursor(0, 0)).value)
+    join = PartitionJoin(TERMS, partition=0, partitions=1)
+    start = JoinRecord.FromString(join.start_record(Cursor(0, 0), 1).value)
     start.start.computation += 1
     with pytest.raises(BoundaryError, match=f"computation {COMPUTATION + 1}"):
         join.resume(encode(start), [], Cursor(0, 0))
@@ -185,7 +195,7 @@ def test_another_computation_is_a_boundary() -> None:
 
 @pytest.mark.parametrize("value", [b"\xff\xff", b""])
 def test_a_foreign_record_in_the_output_is_refused(value: bytes) -> None:
-    join = PartitionJoin(SCHEMA, SETTINGS, partition=0, partitions=1)
+    join = PartitionJoin(TERMS, partition=0, partitions=1)
     with pytest.raises(StreamError, match=f"expected a JoinRecord, seen {len(value)} bytes"):
         join.resume(value, [], Cursor(0, 0))
 
@@ -228,8 +238,7 @@ def test_nothing_happens_without_records() -> None:
         ({"early_ms": -1}, "early_ms: expected at least 0, seen -1"),
         ({"late_ms": 99}, "late_ms: expected 100 to 210, seen 99"),
         ({"late_ms": 211}, "late_ms: expected 100 to 210, seen 211"),
-        ({"max_open_groups": 0}, "max_open_groups: expected at least 1, seen 0"),
-        ({"progress_step_ms": 0}, "progress_step_ms: expected at least 1, seen 0"),
+        ({"max_record_bytes": 0}, "max_record_bytes: expected at least 1, seen 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, int], said: str) -> None:
@@ -238,12 +247,18 @@ def test_settings_out_of_range_are_refused(change: dict[str, int], said: str) ->
         JoinSettings(**(settings | change))
 
 
-def test_the_digest_knows_what_decides_and_not_what_is_fast() -> None:
+@pytest.mark.parametrize("name", ["max_open_groups", "progress_step_ms"])
+def test_limits_out_of_range_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}: expected at least 1, seen 0"):
+        JoinLimits(**{name: 0})
+
+
+def test_the_digest_knows_what_decides() -> None:
     def digest(**change: int) -> bytes:
         settings = {"window_ms": 100, "early_ms": 10, "late_ms": 200}
         return JoinSettings(**(settings | change)).digest(SCHEMA.digest)
 
-    assert digest() == digest(max_open_groups=1, progress_step_ms=1)
+    assert digest() == digest()
     others = [digest(window_ms=110), digest(early_ms=0), digest(late_ms=150)]
     others.append(digest(max_record_bytes=1))
     assert len({digest(), *others, SETTINGS.digest(b"other schema")}) == 6

@@ -123,6 +123,7 @@ class Standing(_message.Message):
     REWIND_IMPRESSION_GENERATION_FIELD_NUMBER: _builtins.int
     REWIND_CONVERSION_GENERATION_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
+    LEAST_CLOSE_TIME_MS_FIELD_NUMBER: _builtins.int
     frontier_ms: _builtins.int
     """Every impression before this log time is decided and written. Milliseconds since 1970 UTC. Set by
     the join.
@@ -143,6 +144,8 @@ class Standing(_message.Message):
     """Generation that is in force in the conversion log at `rewind`. Set by the join."""
     segment: _builtins.int
     """Which start record this counts from: `Start.segment`. Set by the join."""
+    least_close_time_ms: _builtins.int
+    """`Loss.close_time_ms` of that start; 0 in the first segment. Set by the join."""
     @_builtins.property
     def done(self) -> Global___Cursor:
         """Everything before is decided and written. Set by the join."""
@@ -168,10 +171,11 @@ class Standing(_message.Message):
         rewind_impression_generation: _builtins.int = ...,
         rewind_conversion_generation: _builtins.int = ...,
         segment: _builtins.int = ...,
+        least_close_time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "rewind", b"rewind"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "frontier_ms", b"frontier_ms", "prev", b"prev", "rewind", b"rewind", "rewind_conversion_generation", b"rewind_conversion_generation", "rewind_conversion_time_ms", b"rewind_conversion_time_ms", "rewind_impression_generation", b"rewind_impression_generation", "rewind_impression_time_ms", b"rewind_impression_time_ms", "segment", b"segment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "done", b"done", "frontier_ms", b"frontier_ms", "least_close_time_ms", b"least_close_time_ms", "prev", b"prev", "rewind", b"rewind", "rewind_conversion_generation", b"rewind_conversion_generation", "rewind_conversion_time_ms", b"rewind_conversion_time_ms", "rewind_impression_generation", b"rewind_impression_generation", "rewind_impression_time_ms", b"rewind_impression_time_ms", "segment", b"segment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,8 +503,9 @@ class Start(_message.Message):
     generation: _builtins.int
     """Generation that is in force at `head`. Set by the join."""
     segment: _builtins.int
-    """0 for the first start of a partition, one more after every accepted loss. Of several starts of
-    one segment the first counts. Set by the join.
+    """0 for the first start of a partition; after an accepted loss the output partition's end offset
+    when it was accepted, so greater than any before. Of several starts of one segment the first
+    counts. Set by the join.
     """
     @_builtins.property
     def head(self) -> Global___Cursor:
