@@ -10,7 +10,8 @@ from grade.v1.generation_pb2 import Generation
 from rich.console import Console
 from rich.table import Table
 
-from cli.settings import Settings, load_settings
+from cli.policy_option import PolicyName, load_policy_settings
+from cli.settings import Settings
 from cli.wiring import topic_plan, wanted_generation
 from policy.errors import GradeError, SettingsError
 from policy.schema import Schema, load_schema
@@ -42,6 +43,7 @@ SchemaPath = Annotated[
 @app.command()
 def begin(
     schema: SchemaPath = None,
+    name: PolicyName = None,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
 ) -> None:
     """Let the settings and the schema as they are now take effect, from here on in the logs.
@@ -50,7 +52,7 @@ def begin(
     for it. Prints what changes, and writes it to the generations topic and into every partition of
     both inputs. Run again, it completes what an earlier run left undone; nothing is begun twice.
     """
-    settings, policy = _load(schema)
+    settings, policy = _load(schema, name)
     connection, _ = _kafka(settings)
     raised, before, begun = begin_now(connection, settings, policy, note)
     for each in raised:
@@ -68,12 +70,13 @@ def begin(
 @app.command("list")
 def show(
     schema: SchemaPath = None,
+    name: PolicyName = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list instead of a table.")
     ] = False,
 ) -> None:
     """Show every generation of the policy: when it began, what changed, and why."""
-    settings, policy = _load(schema)
+    settings, policy = _load(schema, name)
     connection, topics = _kafka(settings)
     generations = read_generations(connection, topics, policy.policy)
     rows = [
@@ -97,13 +100,13 @@ def show(
 
 
 @app.command()
-def check(schema: SchemaPath = None) -> None:
+def check(schema: SchemaPath = None, name: PolicyName = None) -> None:
     """Compare the settings and the schema with the latest generation.
 
     Exits with 2 if they say something else, and with 1 if a boundary of the latest generation is
     missing.
     """
-    settings, policy = _load(schema)
+    settings, policy = _load(schema, name)
     connection, topics = _kafka(settings)
     generations = read_generations(connection, topics, policy.policy)
     if not generations:
@@ -163,8 +166,8 @@ def begin_now(connection: Connection, settings: Settings, schema: Schema, note: 
     return Begun(raised, before[-1] if before else None, begun)
 
 
-def _load(schema: Path | None) -> tuple[Settings, Schema]:
-    settings = load_settings({"schema_path": schema})
+def _load(schema: Path | None, policy: str | None) -> tuple[Settings, Schema]:
+    settings = load_policy_settings(policy, {"schema_path": schema})
     return settings, load_schema(settings.schema_path)
 
 

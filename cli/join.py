@@ -8,11 +8,13 @@ import structlog
 import typer
 
 from cli.admin import AdminServer
+from cli.policy_option import PolicyName, load_policy_settings
 from cli.repeats import limit_repeats
-from cli.settings import Settings, load_settings
+from cli.settings import Settings
 from cli.wiring import generations_to_go_by, join_limits
 from policy.errors import SettingsError
 from policy.schema import load_schema
+from stream import join_metrics as metrics
 from stream.app import JoinWorker, WorkerSettings
 from stream.connection import Connection
 from stream.owner import OwnerSettings
@@ -22,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 def join(
+    policy: PolicyName = None,
     accept_loss: Annotated[
         bool,
         typer.Option(
@@ -36,7 +39,7 @@ def join(
     To stop a worker in any way, at any time, loses nothing. Ends with code 2 if the settings or the
     schema say something else than the generation in force (`grade generation`).
     """
-    settings = load_settings()
+    settings = load_policy_settings(policy)
     if settings.timestamps == "event" and settings.join_ticks == "owner":
         raise SettingsError(
             "join_ticks: expected 'producer' where timestamps are the event's own, seen 'owner': "
@@ -52,6 +55,7 @@ def join(
         join_limits(settings),
         _worker_settings(settings, accept_loss),
     )
+    metrics.POLICY.labels(schema.policy).set(1)
     limit_repeats("aiokafka", "faust", "mode")
     with AdminServer(settings.join_admin_port, worker.health, host=settings.admin_host) as admin:
         asyncio.run(_run(worker, admin.port))

@@ -3,9 +3,11 @@
 import signal
 
 from cli.admin import AdminServer
-from cli.settings import Settings, load_settings
+from cli.policy_option import PolicyName, load_policy_settings
+from cli.settings import Settings
 from cli.wiring import wanted_generation
 from policy.schema import load_schema
+from stream import learner_metrics as metrics
 from stream.connection import Connection
 from stream.learner import Learner, LearnerSettings
 from stream.topics import Topics
@@ -21,14 +23,16 @@ def learner_settings(settings: Settings) -> LearnerSettings:
     )
 
 
-def learn() -> None:
+def learn(policy: PolicyName = None) -> None:
     """Learn from reward groups and publish policy versions, until SIGTERM or Ctrl-C.
 
     One learner per policy. A second one does no harm: it publishes the same bytes.
     """
-    settings = load_settings()
+    settings = load_policy_settings(policy)
+    schema = load_schema(settings.schema_path)
+    metrics.POLICY.labels(schema.policy).set(1)
     learner = Learner(
-        wanted_generation(settings, load_schema(settings.schema_path)),
+        wanted_generation(settings, schema),
         learner_settings(settings),
         Connection(settings.bootstrap_servers, client_id="grade-learn"),
         Topics(settings.topic_prefix),

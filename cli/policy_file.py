@@ -12,7 +12,8 @@ import typer
 from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.refused_pb2 import Reason
 
-from cli.settings import Settings, load_settings
+from cli.policy_option import PolicyName, load_policy_settings
+from cli.settings import Settings
 from cli.versions import far_enough, read_known
 from cli.wiring import topic_plan, wanted_generation
 from monitor.version_list import Known
@@ -44,12 +45,13 @@ def export_policy(
         ),
     ] = None,
     schema: SchemaPath = None,
+    policy: PolicyName = None,
 ) -> None:
     """Write a version of the policy to one file: its parameters with the schema they belong to.
 
     The file is a safetensors file with a checksum. `grade import` starts a system from it.
     """
-    settings = load_settings({"schema_path": schema})
+    settings = load_policy_settings(policy, {"schema_path": schema})
     known = read_known(settings, _newest_kept if version is None else far_enough(version))
     recorded = _chosen(known, version)
     snapshot = known.kept(recorded)
@@ -90,6 +92,7 @@ def export_policy(
 def import_policy(
     file: Annotated[Path, typer.Argument(help="A file that `grade export` has written.")],
     schema: SchemaPath = None,
+    policy: PolicyName = None,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
 ) -> None:
     """Begin a generation whose learning starts from the parameters in a file.
@@ -99,7 +102,7 @@ def import_policy(
     parameters as version 1 of a new epoch and goes on from there. What the schemas have
     differently is adopted by name and printed.
     """
-    settings = load_settings({"schema_path": schema})
+    settings = load_policy_settings(policy, {"schema_path": schema})
     target = load_schema(settings.schema_path)
     source = policy_file.read(file)
     if source.schema.policy != target.policy:

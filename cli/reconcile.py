@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.settings import Settings, load_settings
+from cli.policy_option import PolicyName, load_policy_settings
+from cli.settings import Settings
 from cli.wiring import join_settings, topic_plan, trainer_settings
 from policy.errors import RetentionLost
 from policy.schema import Schema, load_schema
@@ -30,6 +31,7 @@ def reconcile_settings(settings: Settings, schema: Schema) -> ReconcileSettings:
 
 
 def reconcile(
+    policy: PolicyName = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON to this file.")
     ] = None,
@@ -40,7 +42,7 @@ def reconcile(
     Exits with 1 if anything differs or is not accounted for, naming the first record, and with an
     error if retention has deleted what is needed to tell.
     """
-    settings = load_settings()
+    settings = load_policy_settings(policy)
     schema = load_schema(settings.schema_path)
     out, err = Console(), Console(stderr=True)
     with err.status("reading the topics") as status:

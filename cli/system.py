@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cli.policy_option import settings_of_each_policy
 from cli.settings import Settings, environment_of
 from cli.supervisor import ProcessPlan, Supervisor
 from monitor.watch import ask
@@ -44,21 +45,31 @@ def free_ports(count: int) -> list[int]:
 
 
 def process_plans(settings: Settings, join_workers: int) -> list[ProcessPlan]:
-    """Server, join workers and learner, in the order in which they start.
+    """The server, and for each policy its join workers and its learner; in the order of starting.
 
     Args:
-        settings: what the processes read; the join workers after the first take free admin ports.
-        join_workers: number of join workers, at least 1.
+        settings: what the processes read; join workers after the first, and join and learner of
+            policies after the first, take free admin ports.
+        join_workers: number of join workers of each policy, at least 1.
     """
-    environment = environment_of(settings)
-    plans = [ProcessPlan("serve", ["serve"], environment, settings.serve_admin_port)]
-    further = free_ports(join_workers - 1)
-    for number, port in enumerate([settings.join_admin_port, *further], start=1):
-        name = "join" if join_workers == 1 else f"join-{number}"
-        plans.append(
-            ProcessPlan(name, ["join"], {**environment, "GRADE_JOIN_ADMIN_PORT": str(port)}, port)
-        )
-    plans.append(ProcessPlan("learn", ["learn"], environment, settings.learn_admin_port))
+    plans = [
+        ProcessPlan("serve", ["serve"], environment_of(settings), settings.serve_admin_port),
+    ]
+    of_each = settings_of_each_policy(settings)
+    for place, (policy, own) in enumerate(of_each.items()):
+        environment = environment_of(own)
+        if place == 0:
+            joins = [settings.join_admin_port, *free_ports(join_workers - 1)]
+            learn = settings.learn_admin_port
+        else:
+            *joins, learn = free_ports(join_workers + 1)
+        of = f"-{policy}" if len(of_each) > 1 else ""
+        for number, port in enumerate(joins, start=1):
+            name = f"join{of}" if join_workers == 1 else f"join{of}-{number}"
+            admin = {"GRADE_JOIN_ADMIN_PORT": str(port)}
+            plans.append(ProcessPlan(name, ["join"], {**environment, **admin}, port))
+        admin = {"GRADE_LEARN_ADMIN_PORT": str(learn)}
+        plans.append(ProcessPlan(f"learn{of}", ["learn"], {**environment, **admin}, learn))
     return plans
 
 

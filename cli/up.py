@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from cli.clean_stop import clean_stop
+from cli.policy_option import settings_of_each_policy
 from cli.settings import load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, process_plans, wait_until_healthy
@@ -20,12 +21,15 @@ from stream.topics import create
 
 def up(
     schema: Annotated[
-        Path | None, typer.Option(help="The policy's schema (setting schema_path).")
+        Path | None,
+        typer.Option(
+            help="The policy's schema, or a folder of them: one policy each (setting schema_path)."
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder for everything on disk (setting data_dir).")
     ] = None,
-    join_workers: Annotated[int, typer.Option(min=1, help="Join workers.")] = 1,
+    join_workers: Annotated[int, typer.Option(min=1, help="Join workers of each policy.")] = 1,
     broker: Annotated[
         bool,
         typer.Option(
@@ -37,17 +41,19 @@ def up(
     """Run the whole system for your own traffic until Ctrl-C.
 
     Starts a local Kafka (unless --no-broker), creates the topics that are missing, and keeps
-    server, join workers and learner running: one that ends is started again. Their output goes to
-    <data_dir>/grade.log. Ctrl-C or SIGTERM stops everything in order; the data stays.
+    server, join workers and learner running: one that ends is started again. With a folder of
+    schemas there is one server for all policies, and join workers and a learner for each. Their
+    output goes to <data_dir>/grade.log. Ctrl-C or SIGTERM stops everything in order; the data
+    stays.
     """
     settings = load_settings({"schema_path": schema, "data_dir": data_dir})
-    policy = load_schema(settings.schema_path)
     settings = settings.model_copy(
         update={
             "schema_path": settings.schema_path.resolve(),
             "data_dir": settings.data_dir.resolve(),
         }
     )
+    of_each = settings_of_each_policy(settings)
     console = Console(stderr=True)
     with clean_stop(console, 0) as stack:
         local = LocalBroker(
@@ -61,13 +67,18 @@ def up(
                 local.up()
             console.print(f"Kafka runs at {settings.bootstrap_servers}")
         connection = Connection(settings.bootstrap_servers, client_id="grade-up")
-        # The processes would refuse one after the other what is refused here at once.
-        generations_to_go_by(settings, policy, connection, prepare=create)
+        for own in of_each.values():
+            # The processes would refuse one after the other what is refused here at once.
+            policy = load_schema(own.schema_path)
+            generations_to_go_by(own, policy, connection, prepare=create)
         plans = process_plans(settings, join_workers)
         running = stack.enter_context(Supervisor(plans, settings.data_dir / "grade.log"))
         wait_until_healthy(admin_ports(plans), running)
         console.print(
-            f"policy {policy.policy!r} is served at {settings.serve_host}:{settings.serve_port}\n"
+            "".join(
+                f"policy {name!r} is served at {settings.serve_host}:{settings.serve_port}\n"
+                for name in of_each
+            )
             + "\n".join(
                 f"  {name:8} http://{settings.admin_host}:{port}/health and /metrics"
                 for name, port in admin_ports(plans).items()

@@ -11,7 +11,8 @@ from grade.v1.refused_pb2 import Reason
 from rich.console import Console
 from rich.table import Table
 
-from cli.settings import Settings, load_settings
+from cli.policy_option import PolicyName, load_policy_settings
+from cli.settings import Settings
 from monitor import versions as comparing
 from monitor.version_list import Known, as_json, figure, rows, table
 from policy.errors import BoundaryError, SnapshotRefused
@@ -32,6 +33,7 @@ SHOWN_TENSORS = 6
 @app.callback(invoke_without_command=True)
 def versions(
     context: typer.Context,
+    policy: PolicyName = None,
     last: Annotated[int, typer.Option(min=1, help="How many of the newest to list.")] = 20,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the list as JSON to this file too.")
@@ -44,7 +46,7 @@ def versions(
     """
     if context.invoked_subcommand is not None:
         return
-    settings = load_settings()
+    settings = load_policy_settings(policy)
     # One more: the oldest one's parent says where it began.
     known = read_known(settings, lambda lineage: len(lineage.versions) > last)
     listed = list(known.lineage.versions.values())[-last:]
@@ -65,9 +67,10 @@ def versions(
 @app.command()
 def show(
     version: Annotated[str, typer.Argument(help="epoch:version, or a version of the newest epoch")],
+    policy: PolicyName = None,
 ) -> None:
     """Print everything that is known of one version."""
-    known = read_known(load_settings(), far_enough(version))
+    known = read_known(load_policy_settings(policy), far_enough(version))
     entry = as_json(known, known.lineage.find(version))
     shown = Table(show_header=False, title=f"version {entry['id']}", title_justify="left")
     for name, value in entry.items():
@@ -80,12 +83,13 @@ def show(
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="epoch:version or version")],
     second: Annotated[str, typer.Argument(metavar="B", help="epoch:version or version")],
+    policy: PolicyName = None,
 ) -> None:
     """Print what changed from version A to version B.
 
     Parameters are compared if the parameters topic still has both snapshots.
     """
-    known = read_known(load_settings(), far_enough(first, second))
+    known = read_known(load_policy_settings(policy), far_enough(first, second))
     before, after = known.lineage.find(first), known.lineage.find(second)
     console = _console()
     console.print(_between(known, before, after), soft_wrap=True, highlight=False)

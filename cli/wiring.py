@@ -76,6 +76,32 @@ def one_policy(settings: Settings, name: str | None = None) -> tuple[Schema, Top
     return known[chosen]
 
 
+def settings_of_policy(settings: Settings, name: str | None = None) -> Settings:
+    """The settings as a process that works for one policy reads them.
+
+    In a folder of policies each has its own schema file, topics and consumer group of the join.
+
+    Args:
+        settings: whose `schema_path` says which policies there are.
+        name: the policy; None if there is only one.
+
+    Raises:
+        SchemaError, SettingsError: as `one_policy`.
+    """
+    schema, topics = one_policy(settings, name)
+    folder = settings.schema_path
+    if not folder.is_dir():
+        return settings
+    (file,) = (each for each in folder.glob("*.toml") if load_schema(each).policy == schema.policy)
+    return settings.model_copy(
+        update={
+            "schema_path": file,
+            "topic_prefix": topics.prefix,
+            "join_group": f"{settings.join_group}.{schema.policy}",
+        }
+    )
+
+
 def topic_plan(settings: Settings, schema: Schema) -> TopicPlan:
     """The topics that the settings and the policy's schema ask for."""
     return TopicPlan(

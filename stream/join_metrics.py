@@ -5,6 +5,11 @@ from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
+POLICY = Gauge(
+    "grade_join_policy",
+    "1 for the policy that this process works for; joins its name to the other metrics.",
+    ["policy"],
+)
 RECORDS_READ = Counter(
     "grade_join_records_read_total",
     "Input records that were read, those read again after a restart included.",

@@ -9,6 +9,11 @@ from stream.version_chain import TAKEN_OVER, Learned
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+POLICY = Gauge(
+    "grade_learner_policy",
+    "1 for the policy that this process works for; joins its name to the other metrics.",
+    ["policy"],
+)
 VERSIONS = Counter("grade_learner_versions_total", "Versions that were learned.")
 GROUPS = Counter("grade_learner_groups_total", "Reward groups that were applied.")
 INFORMATIVE_GROUPS = Counter(

@@ -270,7 +270,7 @@ class VersionChain:
             )
         if layout != str(LAYOUT):
             raise CheckpointRefused(
-                f"expected the entry 'layout' to be {LAYOUT}, seen {layout}: another build wrote it",
+                f"expected the entry 'layout' to be {LAYOUT}, seen {layout}: of another build",
                 Reason.REASON_OTHER_SETTINGS,
             )
         try:

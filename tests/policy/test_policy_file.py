@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from grade.v1.refused_pb2 import Reason
 
 from policy import policy_file
 from policy.checkpoint import digest
@@ -124,25 +125,38 @@ def test_another_safetensors_file_is_refused(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "message", "reason"),
     [
-        ({"format": "grade policy, format 2"}, "seen the format 'grade policy, format 2'"),
-        ({"sha256": "00"}, "expected sha256 which it says of itself"),
-        ({"sha256": None}, "expected the entries"),
-        ({"further": "1"}, "expected the entries"),
-        ({"policy": "another"}, "expected policy another, seen"),
-        ({"schema_digest": "00"}, "expected schema_digest 00, seen"),
-        ({"schema_toml": "policy = 'x'"}, "the file was written by another build"),
-        ({"epoch": "-1"}, "epoch: expected a whole number, seen '-1'"),
-        ({"version": ""}, "version: expected a whole number, seen ''"),
-        ({"generation": "9" * 30}, "generation: expected a whole number"),
+        (
+            {"format": "grade policy, format 2"},
+            "seen the format 'grade policy, format 2'",
+            Reason.REASON_WRONG_TYPE,
+        ),
+        ({"sha256": "00"}, "expected sha256 '00', which it says of itself", Reason.REASON_CHECKSUM),
+        ({"sha256": None}, "expected the entries", Reason.REASON_MISSING_FIELD),
+        ({"further": "1"}, "expected the entries", Reason.REASON_UNKNOWN_FIELD),
+        ({"policy": "another"}, "expected policy 'another', seen", Reason.REASON_INCONSISTENT),
+        ({"schema_digest": "00"}, "expected schema_digest '00', seen", Reason.REASON_INCONSISTENT),
+        (
+            {"schema_toml": "policy = 'x'"},
+            "the file was written by another build",
+            Reason.REASON_MISSING_FIELD,
+        ),
+        ({"epoch": "-1"}, "epoch: expected a whole number, seen '-1'", Reason.REASON_OUT_OF_RANGE),
+        ({"version": ""}, "version: expected a whole number, seen ''", Reason.REASON_OUT_OF_RANGE),
+        (
+            {"generation": "9" * 30},
+            "generation: expected a whole number",
+            Reason.REASON_OUT_OF_RANGE,
+        ),
     ],
 )
 def test_a_header_that_lies_is_refused(
-    file: Path, changes: dict[str, str | None], message: str
+    file: Path, changes: dict[str, str | None], message: str, reason: "Reason.ValueType"
 ) -> None:
-    with pytest.raises(PolicyFileRefused, match=message):
+    with pytest.raises(PolicyFileRefused, match=message) as refused:
         policy_file.read(rewritten(file, **changes))
+    assert refused.value.reason == reason
 
 
 def test_a_file_that_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
