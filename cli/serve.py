@@ -7,6 +7,7 @@ from typing import Annotated
 
 import structlog
 import typer
+from grade.v1.refused_pb2 import Reason
 
 from cli.admin import AdminServer
 from cli.settings import Settings, load_settings
@@ -96,5 +97,6 @@ def _write_port(path: Path, port: int) -> None:
         temporary.replace(path)
     except OSError as error:
         raise SettingsError(
-            f"--port-file {path}: expected a file that can be written, seen: {error.strerror}"
+            f"--port-file {path}: expected a file that can be written, seen: {error.strerror}",
+            Reason.REASON_UNAVAILABLE,
         ) from None

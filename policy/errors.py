@@ -161,17 +161,25 @@ def reason_name(reason: int) -> str:
     return Reason.Name(reason).removeprefix("REASON_").lower()
 
 
-def quoted(value: object) -> str:
-    """Something that came in, as a message shows it: cut if it is long, whatever it is.
+def cut(text: str) -> str:
+    """Text that came in, as a message shows it.
 
-    >>> quoted("x" * 300)[-20:]
-    'xxxxx... (302 long)'
+    >>> cut("x" * 300)[-20:]
+    'xxxxxx... (300 long)'
     """
-    try:
-        text = repr(value)
-    except ValueError:
-        # Python refuses to write whole numbers of more than some thousand digits.
-        return f"a {type(value).__name__} that is too long to be shown"
     if len(text) <= LONGEST_SEEN:
         return text
     return f"{text[:LONGEST_SEEN]}... ({len(text)} long)"
+
+
+def quoted(value: object) -> str:
+    """Something that came in, as a message shows it, whatever it is.
+
+    >>> quoted("feed"), quoted(7)
+    ("'feed'", '7')
+    """
+    try:
+        return cut(repr(value))
+    except ValueError:
+        # Python refuses to write whole numbers of more than some thousand digits.
+        return f"a {type(value).__name__} that is too long to be shown"

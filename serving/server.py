@@ -10,6 +10,7 @@ import grpc
 import structlog
 from grade.v1 import policy_service_pb2
 from grade.v1.policy_service_pb2_grpc import add_PolicyServiceServicer_to_server
+from grade.v1.refused_pb2 import Reason
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -181,7 +182,8 @@ class PolicyServer:
             raise SettingsError(
                 f"serve_host and serve_port: expected an address that is free, seen {address}, "
                 "which cannot be listened on (in use, or not this machine's); "
-                "choose another port, or 0 for any"
+                "choose another port, or 0 for any",
+                Reason.REASON_UNAVAILABLE,
             )
         return bound
 
