@@ -156,9 +156,8 @@ def reason_name(reason: int) -> str:
     >>> reason_name(Reason.REASON_WRONG_KEY), reason_name(9999)
     ('wrong_key', 'reason_9999')
     """
-    if reason not in Reason.values():
-        return f"reason_{reason}"
-    return Reason.Name(reason).removeprefix("REASON_").lower()
+    known = Reason.DESCRIPTOR.values_by_number.get(reason)
+    return f"reason_{reason}" if known is None else known.name.removeprefix("REASON_").lower()
 
 
 def cut(text: str) -> str:

@@ -6,7 +6,7 @@ is given, commit offsets, wait for a fetch for half a second while other request
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,13 +159,18 @@ def end_offsets(
 
 
 def read_all(
-    consumer: KafkaConsumer, partitions: Sequence[TopicPartition], *, timeout_s: float = 30.0
+    consumer: KafkaConsumer,
+    partitions: Sequence[TopicPartition],
+    *,
+    begin: Mapping[TopicPartition, int] | None = None,
+    timeout_s: float = 30.0,
 ) -> Iterator[Any]:
     """Every record that the partitions hold now, each partition's in the order of its offsets.
 
     Args:
         consumer: its assignment and positions are replaced.
         partitions: partitions to read.
+        begin: where to begin, instead of at the first record.
         timeout_s: how long the next records may take to come.
 
     Raises:
@@ -173,7 +178,7 @@ def read_all(
     """
     consumer.assign(list(partitions))
     ends = end_offsets(consumer, partitions)
-    heads = head_offsets(consumer, partitions)
+    heads = {**head_offsets(consumer, partitions), **(begin or {})}
     for partition in partitions:
         consumer.seek(partition, heads[partition])
     pending = {p for p in partitions if heads[p] < ends[p]}
