@@ -38,9 +38,11 @@ class ParquetTable:
                 Reason.REASON_UNAVAILABLE,
             ) from None
         try:
-            # Opened here: pyarrow would take a folder for a table in many files.
+            # Not read_table, which takes a folder for a table in many files.
             with path.open("rb") as file:
-                self._table: Any = pyarrow.parquet.read_table(file)
+                found = pyarrow.parquet.ParquetFile(file)
+                self._refuse_columns_twice(found.schema_arrow.names)
+                self._table: Any = found.read()
         except FileNotFoundError:
             raise DataError(
                 f"{path}: expected a parquet file, seen none", Reason.REASON_UNAVAILABLE
@@ -59,11 +61,12 @@ class ParquetTable:
             raise DataError(
                 f"{path}: expected a parquet file, seen: {error}", Reason.REASON_UNDECODABLE
             ) from None
-        names = self._table.column_names
+
+    def _refuse_columns_twice(self, names: list[str]) -> None:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(
-                f"{path}: expected every column once, seen {quoted(twice)} twice",
+                f"{self.path}: expected every column once, seen {quoted(twice)} twice",
                 Reason.REASON_REPEATED_NAME,
             )
 

@@ -181,4 +181,4 @@ def quoted(value: object) -> str:
         return cut(repr(value))
     except ValueError:
         # Python refuses to write whole numbers of more than some thousand digits.
-        return f"a {type(value).__name__} that is too long to be shown"
+        return f"one too long to be shown ({type(value).__name__})"
