@@ -93,7 +93,10 @@ def list_letters(
         typer.echo(json.dumps(_as_json(kinds), indent=2, ensure_ascii=False))
         return
     console = Console()
-    table = Table("reason", "records", "first", "last", "a message", title=topic.value)
+    table = Table(title=topic.value)
+    for name in ("reason", "records", "first (UTC)", "last (UTC)"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "records" else "left")
+    table.add_column("a message", overflow="fold")
     for name, kind in sorted(kinds.items(), key=lambda each: -each[1].count):
         first, last = _time(kind.first_ms), _time(kind.last_ms)
         table.add_row(name, f"{kind.count:,}", first, last, cut(kind.sample))
@@ -314,6 +317,6 @@ def _as_json(kinds: dict[str, _Kind]) -> dict[str, object]:
 
 def _time(time_ms: int) -> str:
     try:
-        return datetime.fromtimestamp(time_ms / 1000, tz=UTC).isoformat(timespec="seconds")
+        return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M")
     except (OverflowError, ValueError):  # beyond the year 9999
         return f"{time_ms} ms"
