@@ -68,6 +68,17 @@ def _column_twice(folder: Path) -> None:
     pq.write_table(table, folder / "requests.parquet")
 
 
+def _file_instead(folder: Path) -> None:
+    folder.rmdir()
+    folder.write_bytes(b"")
+
+
+def _remove_rows(tables: Tables) -> None:
+    for table in tables.values():
+        for values in table.values():
+            values.clear()
+
+
 def _remove_items(tables: Tables) -> None:
     for values in tables["impressions"].values():
         del values[2:]
@@ -82,7 +93,7 @@ DATA_FOLDERS = [
     ),
     _folder(
         "that is a file",
-        lambda folder: (folder.rmdir(), folder.write_bytes(b"")),
+        _file_instead,
         Reason.REASON_UNAVAILABLE,
         "expected a folder of requests, seen a file",
     ),
@@ -130,7 +141,7 @@ DATA_FOLDERS = [
     ),
     _tables(
         "without requests",
-        lambda t: [values.clear() for table in t.values() for values in table.values()],
+        _remove_rows,
         Reason.REASON_MISSING_FIELD,
         "requests.parquet: expected at least 1 request, seen none",
     ),

@@ -53,6 +53,15 @@ def _put(numbers: Any, value: float, at: int = 0) -> None:
     numbers[at] = value
 
 
+def _put_all(numbers: Any, *values: float) -> None:
+    numbers[: len(values)] = values
+
+
+def _clear(message: Any, *fields: str) -> None:
+    for name in fields:
+        message.ClearField(name)
+
+
 def _not_utf8(value: Callable[[str], bytes]) -> Callable[[str], bytes]:
     """The policy's name becomes bytes that are no UTF-8."""
     return lambda request_id: value(request_id).replace(b"example", b"exam\xffle", 1)
@@ -201,7 +210,7 @@ SHOWN = [
     ),
     _impression(
         "without items",
-        changed_impression(lambda m: [m.ClearField(f) for f in ("item_ids", "positions")]),
+        changed_impression(lambda m: _clear(m, "item_ids", "positions")),
         Reason.REASON_NO_ITEMS,
         "item_ids: expected at least one item, seen none",
     ),
@@ -381,7 +390,7 @@ DECIDED = [
     ),
     _impression(
         "with an empty group",
-        redecided(lambda d: [d.ClearField(f) for f in ("weights", "log_densities")]),
+        redecided(lambda d: _clear(d, "weights", "log_densities")),
         Reason.REASON_EMPTY_GROUP,
         "decision.weights: expected at least one member, seen none",
     ),
@@ -405,7 +414,7 @@ DECIDED = [
     ),
     _impression(
         "with a negative weight",
-        redecided(lambda d: [_put(d.weights, -0.5), _put(d.weights, 1.45, 1)]),
+        redecided(lambda d: _put_all(d.weights, -0.5, 1.45)),
         Reason.REASON_OUT_OF_RANGE,
         "decision.weights: expected at least 0, seen -0.5",
     ),
@@ -417,7 +426,7 @@ DECIDED = [
     ),
     _impression(
         "with a weight below its floor",
-        redecided(lambda d: [_put(d.weights, w, i) for i, w in enumerate((0.5, 0.46, 0.04))]),
+        redecided(lambda d: _put_all(d.weights, 0.5, 0.46, 0.04)),
         Reason.REASON_OUT_OF_RANGE,
         "decision.weights of 'price': expected at least its floor 0.05, seen 0.04",
     ),

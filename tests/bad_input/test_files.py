@@ -120,14 +120,17 @@ def test_a_broken_checkpoint_is_refused(
 ) -> None:
     path = tmp_path / checkpoint.file_name(1, 1)
     case.broken(state, path)
-    with pytest.raises((BadInput, BoundaryError)) as refused:
+    # What was made under other settings is no bad file: the learner stops there.
+    error: type[BadInput] | type[BoundaryError] = BadInput
+    if case.reason == Reason.REASON_OTHER_SETTINGS:
+        error = BoundaryError
+    with pytest.raises(error) as refused:
         restore(path)
-    reason, message = refused.value.reason, str(refused.value)
-    if isinstance(refused.value, BoundaryError):
-        assert reason == case.reason
-        assert all(fragment in message for fragment in case.said), message
-    else:
-        case.check(reason, message)
+    assert isinstance(refused.value, BadInput | BoundaryError)
+    message = str(refused.value)
+    assert Reason.Name(refused.value.reason) == Reason.Name(case.reason), message
+    for fragment in case.said:
+        assert fragment in message, message
 
 
 def test_the_checkpoint_that_the_cases_begin_with_is_sound(

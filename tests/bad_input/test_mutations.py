@@ -60,7 +60,7 @@ def mutated(rng: Random, content: bytes) -> bytes:
 
 def twisted(rng: Random, message: Message) -> None:
     """A field set to something that its type allows and nobody means."""
-    field = rng.choice(message.DESCRIPTOR.fields)
+    field: Any = rng.choice(list(message.DESCRIPTOR.fields))
     seen: Any = getattr(message, field.name)
     pick: Callable[[], Any] = {
         field.CPPTYPE_FLOAT: lambda: rng.choice(EXTREMES),

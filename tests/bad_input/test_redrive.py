@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from click.testing import Result
 from grade.v1.decision_pb2 import Decision
 from grade.v1.refused_pb2 import Reason, Refused
 from grade.v1.reward_group_pb2 import JoinRecord
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cli.redrive import app
 from policy.errors import BadInput, SettingsError, StreamError

@@ -4,6 +4,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -40,6 +41,12 @@ def server(broker: object, topics: Topics) -> Iterator[PolicyServer]:
         yield running
 
 
+def send(channel: grpc.Channel, method: str, sent: bytes) -> None:
+    """Call with any bytes at all."""
+    call: Any = channel.unary_unary(f"/{SERVICE}/{method}")
+    call(sent, timeout=10)
+
+
 def refused_calls(reason: str) -> float:
     labels = {"reason": reason}
     return REGISTRY.get_sample_value("grade_serving_calls_refused_total", labels) or 0.0
@@ -50,9 +57,8 @@ def test_a_broken_call_is_refused(server: PolicyServer, case: Case[BrokenCall]) 
     name = reason_name(case.reason)
     before = refused_calls(name)
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        call = channel.unary_unary(f"/{SERVICE}/{case.broken.method}")
         with pytest.raises(grpc.RpcError) as raised:
-            call(case.broken.sent, timeout=10)
+            send(channel, case.broken.method, case.broken.sent)
     failed = PolicyCallFailed.of(case.broken.method, raised.value)
     assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
     case.check(failed.reason, failed.details)
@@ -64,7 +70,7 @@ def test_a_call_that_is_larger_than_any_may_be_is_refused_by_grpc_itself(
 ) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.RpcError) as raised:
-            channel.unary_unary(f"/{SERVICE}/Sample")(bytes(2 * 1024 * 1024), timeout=10)
+            send(channel, "Sample", bytes(2 * 1024 * 1024))
     failed = PolicyCallFailed.of("Sample", raised.value)
     assert failed.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert failed.reason == Reason.REASON_UNSPECIFIED
