@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-LEARNER_COMPUTATION = 1
+LEARNER_COMPUTATION = 2
 """Version of the update rule: raised whenever the same groups would yield other versions."""
 
 
