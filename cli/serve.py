@@ -10,7 +10,7 @@ import typer
 
 from cli.admin import AdminServer
 from cli.settings import Settings, load_settings
-from policy.errors import SettingsError
+from policy.durable_file import replace_file
 from policy.schema import load_schema
 from serving.server import PolicyServer, ServerSettings
 from stream.connection import Connection
@@ -59,7 +59,7 @@ def serve(
             server.start()
             if server.get_ready(stop):
                 if port_file is not None:
-                    _write_port(port_file, server.port)
+                    replace_file(port_file, f"{server.port}\n".encode())
                 log.info(
                     "serve_ready",
                     host=settings.serve_host,
@@ -87,14 +87,3 @@ def _server_settings(settings: Settings, policy: str) -> ServerSettings:
         reflection=settings.serve_reflection,
         snapshot_file=settings.data_dir / "serve" / settings.topic_prefix / f"{policy}.snapshot",
     )
-
-
-def _write_port(path: Path, port: int) -> None:
-    try:
-        temporary = path.with_name(path.name + ".new")
-        temporary.write_text(f"{port}\n", encoding="ascii")
-        temporary.replace(path)
-    except OSError as error:
-        raise SettingsError(
-            f"--port-file {path}: expected a file that can be written, seen: {error.strerror}"
-        ) from None

@@ -50,7 +50,9 @@ class EventProducer:
         topics: names of the topics; they must exist.
         policy: name of the policy whose events these are.
         max_unconfirmed: events on their way at which further ones are refused, so that an absent
-            Kafka cannot fill the memory.
+            Kafka cannot fill the memory. They are kept in memory alone.
+        delivery_timeout_s: how long an event is tried to be delivered before it is given up; an
+            outage of Kafka that is shorter costs no event.
 
     Raises:
         KafkaUnreachable: no broker answered in time.
@@ -64,8 +66,10 @@ class EventProducer:
         policy: str,
         *,
         max_unconfirmed: int = 100_000,
+        delivery_timeout_s: float = 600.0,
     ) -> None:
         self._policy = policy
+        self._delivery_timeout_s = delivery_timeout_s
         self._topics = {"impressions": topics.impressions, "conversions": topics.conversions}
         self._max_unconfirmed = max_unconfirmed
         self._lock = threading.Lock()
@@ -333,7 +337,11 @@ class EventProducer:
         connection = self._connection
         if timeout_s is not None:
             connection = replace(connection, timeout_s=timeout_s)
-        return open_producer(connection, max_request_size=LARGEST_EVENT_BYTES)
+        return open_producer(
+            connection,
+            max_request_size=LARGEST_EVENT_BYTES,
+            delivery_timeout_ms=round(self._delivery_timeout_s * 1000),
+        )
 
     def _working_producer(self) -> KafkaProducer:
         """The producer, or a new one if Kafka has refused a record of it.

@@ -19,7 +19,7 @@ from grade.v1.parameters_pb2 import ParameterSnapshot
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from policy.errors import SnapshotRefused, TopicError
+from policy.errors import FileNotWritten, SnapshotRefused, TopicError
 from serving import metrics
 from serving.engine import Engine
 from serving.serving_policy import ServingPolicy
@@ -106,6 +106,7 @@ class ParametersFollower:
         self._swaps: deque[Swap] = deque(maxlen=SWAPS_KEPT)
         self._lock = threading.Lock()
         self._unwritten: ParameterSnapshot | None = None
+        self._disk_trouble = ""
         self._written = -_FILE_INTERVAL_S
         self._caught_up = threading.Event()
         self._stopping = threading.Event()
@@ -174,6 +175,7 @@ class ParametersFollower:
             "kafka": self._state,
             "kafka_age_s": round(self.kafka_age_s(), 3),
             "kafka_trouble": self._trouble,
+            "disk_trouble": self._disk_trouble,
             "refused": sum(refused.values()),
             "refused_by_check": refused,
             "last_refused": self._last_refused,
@@ -343,9 +345,14 @@ class ParametersFollower:
         self._written = time.monotonic()
         try:
             write_snapshot(self._file, snapshot)
-        except OSError as error:
-            log.error("snapshot_file_not_written", path=str(self._file), reason=str(error))
+        except FileNotWritten as error:
+            if not self._disk_trouble:
+                log.error("snapshot_file_not_written", reason=str(error))
+            self._disk_trouble = str(error)
             return
+        if self._disk_trouble:
+            self._disk_trouble = ""
+            log.info("snapshot_file_written", path=str(self._file))
         if self._unwritten is snapshot:
             self._unwritten = None
 
