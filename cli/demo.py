@@ -30,7 +30,7 @@ from cli.wiring import topic_plan
 from monitor.summary import show, summarise, without_nan
 from monitor.terminal import draw, number
 from monitor.watch import LoopWatch, Picture, ask
-from policy.durable_file import replace_file
+from policy.durable_file import replace_file, writing
 from policy.errors import FileNotWritten, GradeError
 from policy.schema import Schema, load_schema
 from stream.broker import LocalBroker
@@ -273,5 +273,6 @@ def _empty(folder: Path) -> None:
     if (folder / "kafka").exists():
         LocalBroker(folder / "kafka").down()  # left running by a demo that was killed
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    mark.touch()
+    with writing(folder, 0):
+        folder.mkdir(parents=True)
+        mark.touch()

@@ -3,6 +3,7 @@
 import signal
 
 from cli.admin import AdminServer
+from cli.repeats import limit_repeats
 from cli.settings import Settings, load_settings
 from cli.wiring import trainer_settings
 from policy.schema import load_schema
@@ -37,5 +38,6 @@ def learn() -> None:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: learner.stop())
+    limit_repeats("kafka")
     with AdminServer(settings.learn_admin_port, learner.health, host=settings.admin_host):
         learner.run()

@@ -9,6 +9,7 @@ import structlog
 import typer
 
 from cli.admin import AdminServer
+from cli.repeats import limit_repeats
 from cli.settings import Settings, load_settings
 from policy.durable_file import replace_file
 from policy.schema import load_schema
@@ -54,6 +55,7 @@ def serve(
         {"/swaps": server.swaps},
         host=settings.admin_host,
     )
+    limit_repeats("kafka")
     with admin:
         try:
             server.start()

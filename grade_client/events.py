@@ -27,6 +27,10 @@ from stream.topics import FUTURE_MS, LARGEST_EVENT_BYTES, Topics
 
 _REOPEN_INTERVAL_S = 1.0
 
+_FOR_EVER_MS = 2**31 - 1
+"""However long Kafka is away: an idempotent producer of kafka-python that has given up one batch
+for its age never sends again. What bounds the memory is `max_unconfirmed`."""
+
 
 class Logged(NamedTuple):
     """Where a confirmed event lies."""
@@ -50,9 +54,7 @@ class EventProducer:
         topics: names of the topics; they must exist.
         policy: name of the policy whose events these are.
         max_unconfirmed: events on their way at which further ones are refused, so that an absent
-            Kafka cannot fill the memory. They are kept in memory alone.
-        delivery_timeout_s: how long an event is tried to be delivered before it is given up; an
-            outage of Kafka that is shorter costs no event.
+            Kafka cannot fill the memory. Nothing is kept on disk.
 
     Raises:
         KafkaUnreachable: no broker answered in time.
@@ -66,10 +68,8 @@ class EventProducer:
         policy: str,
         *,
         max_unconfirmed: int = 100_000,
-        delivery_timeout_s: float = 600.0,
     ) -> None:
         self._policy = policy
-        self._delivery_timeout_s = delivery_timeout_s
         self._topics = {"impressions": topics.impressions, "conversions": topics.conversions}
         self._max_unconfirmed = max_unconfirmed
         self._lock = threading.Lock()
@@ -340,7 +340,7 @@ class EventProducer:
         return open_producer(
             connection,
             max_request_size=LARGEST_EVENT_BYTES,
-            delivery_timeout_ms=round(self._delivery_timeout_s * 1000),
+            delivery_timeout_ms=_FOR_EVER_MS,
         )
 
     def _working_producer(self) -> KafkaProducer:

@@ -154,7 +154,9 @@ class LocalBroker:
         if not (self._folder / "log" / "meta.properties").exists():
             self._format(java, environment)
         command = [*java, f"-Xmx{HEAP_MB}m", self._mark, "kafka.Kafka", "server.properties"]
-        with writing(self.log_file, 0), self.log_file.open("ab") as output:
+        with writing(self.log_file, 0):
+            output = self.log_file.open("ab")
+        with output:
             process = subprocess.Popen(
                 command,
                 cwd=self._folder,

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -20,10 +19,11 @@ from stream.connection import Connection
 from tests.kafka import await_until
 from tests.operations.operated import Operated
 from tests.operations.small_disk import SmallDisk, small_disk
-from tests.system import running_system
+from tests.system import RunningSystem, running_system
 
-OUTAGE_S = float(os.environ.get("OUTAGE_S", "120"))
-"""How long the broker does not answer; two minutes is longer than what clients wait by default."""
+OUTAGE_S = float(os.environ.get("OUTAGE_S", "45"))
+"""How long the broker does not answer. By default a little longer than what any client of ours
+waits for one answer, which is 40 s; OUTAGE_S=120 makes it the two minutes that are promised."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,6 +68,7 @@ def scene(
         try:
             connection = Connection(broker.up().bootstrap_servers, client_id="grade-test")
             with running_system(connection, folder) as system:
+                print(f"the small disk is a {disk.kind}")
                 yield Scene(Operated(system), broker, disk)
         finally:
             disk.free()
@@ -100,18 +101,37 @@ def test_kafkas_disk_is_full(scene: Scene) -> None:
     scene.operated.balance()
 
 
-def test_kafka_does_not_answer_for_two_minutes(scene: Scene, tmp_path: Path) -> None:
+def test_kafka_does_not_answer(scene: Scene) -> None:
     operated = scene.operated
     with operated.load() as traffic:
         traffic.await_more(60)
         pid = scene.pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            until = time.monotonic() + OUTAGE_S
-            await_until(lambda: time.monotonic() > until, OUTAGE_S + 10, "the outage's end")
-            health = {name: operated.system.health(name) for name in operated.system.ports}
+            time.sleep(OUTAGE_S)  # the length of the outage is what is tested
+            assert_said_by_all(operated.system)
         finally:
             os.kill(pid, signal.SIGCONT)
-        print(health)
         traffic.await_more(60)
     operated.balance()
+    await_until(lambda: all_is_well(operated.system), 30, "health")
+
+
+def assert_said_by_all(system: RunningSystem) -> None:
+    """Every process tells that Kafka is away, and the server serves."""
+    serve, join, learn = (system.health(name) for name in ("serve", "join", "learn"))
+    assert serve["status"] == "ok"
+    assert serve["kafka"] == "away"
+    assert serve["kafka_age_s"] > OUTAGE_S - 5
+    assert join["kafka_trouble"] != "" or join["status"] == "away", "it waits, or is restarted"
+    assert learn["status"].startswith("waiting for Kafka (")
+
+
+def all_is_well(system: RunningSystem) -> bool:
+    """Every process is healthy and hears from Kafka."""
+    answers = {name: system.health(name) for name in system.ports}
+    return (
+        all(answer["status"] == "ok" for answer in answers.values())
+        and answers["serve"]["kafka"] == "following"
+        and answers["join"]["kafka_trouble"] == ""
+    )
