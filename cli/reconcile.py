@@ -10,6 +10,7 @@ from rich.table import Table
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.settings import Settings
 from cli.wiring import join_settings, topic_plan, trainer_settings
+from policy.durable_file import replace_file
 from policy.errors import RetentionLost
 from policy.schema import Schema, load_schema
 from stream.connection import Connection
@@ -61,11 +62,11 @@ def reconcile(
                 f"{lost}; `grade topics` has inputs and reward groups kept {kept}. Nothing was "
                 "compared, and no difference was found"
             ) from lost
-    if json_path is not None:
-        json_path.write_text(report.to_json() + "\n", encoding="utf-8")
     for table in tables(report):
         out.print(table)
     out.print(summary(report), soft_wrap=True, markup=False, highlight=False)
+    if json_path is not None:  # last: a disk that is full must not keep the answer back
+        replace_file(json_path, (report.to_json() + "\n").encode())
     if not report.ok:
         raise typer.Exit(1)
 

@@ -159,10 +159,12 @@ class Traffic:
     Args:
         system: what is asked.
         rate: requests per second.
+        name: first part of the request ids; other traffic of the same system needs another one.
     """
 
-    def __init__(self, system: RunningSystem, rate: float = 100.0) -> None:
+    def __init__(self, system: RunningSystem, rate: float = 100.0, name: str = "request") -> None:
         self._system = system
+        self._name = name
         self._interval_s = 1 / rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._play)
@@ -195,7 +197,9 @@ class Traffic:
                 number += 1
                 try:
                     sampled = client.sample(
-                        f"request-{number}", f"unit-{number % 50}", random.normal(size=3).tolist()
+                        f"{self._name}-{number}",
+                        f"unit-{number % 50}",
+                        random.normal(size=3).tolist(),
                     )
                 except PolicyCallFailed as failure:
                     self.failures.append((time.time(), failure))
@@ -214,4 +218,4 @@ class Traffic:
                     events.log_conversion(
                         sampled.request_id, items[clicked], "click", conversion_id="c"
                     )
-                    events.log_conversion(f"nobody-{number}", "item-1", "click")
+                    events.log_conversion(f"nobody-{self._name}-{number}", "item-1", "click")
