@@ -10,6 +10,7 @@ import structlog
 import typer
 
 from cli.admin import AdminServer
+from cli.repeats import limit_repeats
 from cli.settings import Settings, load_settings
 from cli.wiring import policies
 from policy.durable_file import replace_file
