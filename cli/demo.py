@@ -23,7 +23,6 @@ from rich.live import Live
 
 from cli.clean_stop import clean_stop
 from cli.demo_boundaries import PlannedBoundaries
-from cli.reconcile import reconcile_settings
 from cli.settings import Settings, environment_of, load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, free_ports, process_plans, wait_until_healthy
@@ -36,7 +35,8 @@ from policy.errors import FileNotWritten, GradeError, SettingsError
 from policy.schema import load_schema
 from stream.broker import LocalBroker
 from stream.connection import Connection
-from stream.reconcile import read_content, reconcile
+from stream.generations import read_generations
+from stream.reconcile import TopicContent, reconcile
 from stream.topics import Topics, create
 
 SETTLE_LIMIT_S = 60.0
@@ -175,9 +175,8 @@ def _run(
     running.stop()
     with console.status("recomputing every group and version from the topics") as status:
         report = reconcile(
-            schema,
-            reconcile_settings(settings, schema),
-            read_content(connection, topics),
+            read_generations(connection, topics, schema.policy),
+            TopicContent(connection, topics),
             tell=status.update,
         )
     for difference in [*report.unconserved, *report.differences][:10]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from cli.reconcile import reconcile_settings
 from cli.settings import Settings, load_settings
 from cli.supervisor import Supervisor
 from cli.system import (
@@ -28,7 +27,8 @@ from grade_client import EventProducer, PolicyCallFailed, PolicyClient
 from monitor.watch import LoopWatch, ask
 from policy.schema import Schema, load_schema
 from stream.connection import Connection
-from stream.reconcile import ReconcileReport, read_content, reconcile
+from stream.generations import read_generations
+from stream.reconcile import ReconcileReport, TopicContent, reconcile
 from stream.topics import Topics, create
 from tests.kafka import await_until
 
@@ -84,9 +84,8 @@ class RunningSystem:
         """Stop the processes and recompute everything from the topics."""
         self.supervisor.stop(list(self.ports))
         return reconcile(
-            self.schema,
-            reconcile_settings(self.settings, self.schema),
-            read_content(self.connection, self.topics),
+            read_generations(self.connection, self.topics, self.schema.policy),
+            TopicContent(self.connection, self.topics),
         )
 
 
