@@ -19,8 +19,8 @@ from grade.v1.refused_pb2 import Reason
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, RetriableError
 
+from grade_client.calls import Sampled
 from grade_client.errors import DeliveryFailed, EventRefused
-from grade_client.policy_client import Sampled
 from policy.errors import TopicError
 from stream.codec import TICK_HEADER, TICK_VALUE, encode, partition_for
 from stream.connection import Connection, KafkaUnreachable, close_producer, open_producer
