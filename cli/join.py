@@ -6,6 +6,7 @@ import signal
 import structlog
 
 from cli.admin import AdminServer
+from cli.collector import relax_collector
 from cli.repeats import limit_repeats
 from cli.settings import Settings, load_settings
 from cli.wiring import join_settings, topic_plan
@@ -42,6 +43,7 @@ def join() -> None:
         _worker_settings(settings),
     )
     limit_repeats("aiokafka", "faust", "mode")
+    relax_collector()
     with AdminServer(settings.join_admin_port, worker.health, host=settings.admin_host) as admin:
         asyncio.run(_run(worker, admin.port))
     log.info("join_stopped")
