@@ -9,7 +9,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from policy.errors import GradeError
 
@@ -46,7 +48,11 @@ def measure(*, seconds: float, rate: float) -> dict[str, float]:
                 f"grade demo: expected exit code 0, seen {done.returncode}:\n"
                 f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
             )
-        figures = json.loads(report.read_text(encoding="utf-8"))
+        return figures_of(json.loads(report.read_text(encoding="utf-8")))
+
+
+def figures_of(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The benchmark's figures, from what `grade demo --json` writes."""
     return {
         "close_to_served_p50_ms": figures["close_to_served_ms"]["p50"],
         "close_to_served_p99_ms": figures["close_to_served_ms"]["p99"],

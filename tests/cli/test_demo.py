@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.loop import figures_of
 from tests.kafka import await_until
 
 pytestmark = pytest.mark.alone
@@ -45,6 +46,7 @@ def test_a_short_demo_balances_its_books(tmp_path: Path) -> None:
     assert running.returncode == 0, out
     figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     assert set(figures) == KEYS
+    assert all(value > 0 for value in figures_of(figures).values())
     assert figures["conserved"]
     assert figures["reconciled"]
     assert (figures["groups_lost"], figures["groups_applied_twice"]) == (0, 0)
