@@ -11,14 +11,14 @@ from cli.admin import AdminServer
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.repeats import limit_repeats
 from cli.settings import Settings
-from cli.wiring import generations_to_go_by, join_limits, topic_plan
+from cli.wiring import generations_to_go_by, join_limits
 from policy.errors import SettingsError
 from policy.schema import load_schema
 from stream import join_metrics as metrics
 from stream.app import JoinWorker, WorkerSettings
 from stream.connection import Connection
 from stream.owner import OwnerSettings
-from stream.topics import Topics, check
+from stream.topics import Topics
 
 log = structlog.get_logger(__name__)
 
@@ -47,12 +47,10 @@ def join(
         )
     schema = load_schema(settings.schema_path)
     connection = Connection(settings.bootstrap_servers, client_id="grade-join")
-    topics = Topics(settings.topic_prefix)
-    check(connection, topic_plan(settings, schema))
-    generations_to_go_by(connection, topics, settings, schema)
+    generations_to_go_by(settings, schema, connection)
     worker = JoinWorker(
         connection,
-        topics,
+        Topics(settings.topic_prefix),
         schema.policy,
         join_limits(settings),
         _worker_settings(settings, accept_loss),

@@ -5,7 +5,7 @@ import signal
 from cli.admin import AdminServer
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.settings import Settings
-from cli.wiring import trainer_settings
+from cli.wiring import wanted_generation
 from policy.schema import load_schema
 from stream import learner_metrics as metrics
 from stream.connection import Connection
@@ -18,7 +18,6 @@ def learner_settings(settings: Settings) -> LearnerSettings:
     return LearnerSettings(
         partitions=settings.partitions,
         checkpoints=settings.data_dir / "checkpoints" / settings.topic_prefix,
-        slot_ms=settings.learn_slot_ms,
         keep_checkpoints=settings.learn_checkpoints_kept,
         keep_versions=settings.learn_versions_kept,
     )
@@ -33,8 +32,7 @@ def learn(policy: PolicyName = None) -> None:
     schema = load_schema(settings.schema_path)
     metrics.POLICY.labels(schema.policy).set(1)
     learner = Learner(
-        schema,
-        trainer_settings(settings),
+        wanted_generation(settings, schema),
         learner_settings(settings),
         Connection(settings.bootstrap_servers, client_id="grade-learn"),
         Topics(settings.topic_prefix),

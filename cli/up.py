@@ -12,11 +12,11 @@ from cli.policy_option import settings_of_each_policy
 from cli.settings import load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, process_plans, wait_until_healthy
-from cli.wiring import generations_to_go_by, local_broker_port, topic_plan
+from cli.wiring import generations_to_go_by, local_broker_port
 from policy.schema import load_schema
 from stream.broker import LocalBroker
 from stream.connection import Connection
-from stream.topics import Topics, create
+from stream.topics import create
 
 
 def up(
@@ -68,10 +68,9 @@ def up(
             console.print(f"Kafka runs at {settings.bootstrap_servers}")
         connection = Connection(settings.bootstrap_servers, client_id="grade-up")
         for own in of_each.values():
-            policy = load_schema(own.schema_path)
-            create(connection, topic_plan(own, policy))
             # The processes would refuse one after the other what is refused here at once.
-            generations_to_go_by(connection, Topics(own.topic_prefix), own, policy)
+            policy = load_schema(own.schema_path)
+            generations_to_go_by(own, policy, connection, prepare=create)
         plans = process_plans(settings, join_workers)
         running = stack.enter_context(Supervisor(plans, settings.data_dir / "grade.log"))
         wait_until_healthy(admin_ports(plans), running)

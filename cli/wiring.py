@@ -1,18 +1,20 @@
 """What the settings and the policy's schema mean for the parts, said once for all verbs."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from grade.v1.generation_pb2 import Generation
 from grade.v1.refused_pb2 import Reason
 
 from cli.settings import Settings
-from policy.errors import SchemaError, SettingsError
+from policy.errors import SchemaError, SettingsError, TopicError
 from policy.schema import Schema, load_schema
 from policy.trainer_settings import TrainerSettings
 from stream.connection import Connection
-from stream.generations import definition, ensure_first, require_current
+from stream.generations import definition, ensure_first, read_generations, require_current
 from stream.join_records import JoinLimits
-from stream.topics import TopicPlan, Topics
+from stream.topics import TopicPlan, Topics, check
 
 
 def policies(settings: Settings) -> list[tuple[Schema, Topics]]:
@@ -158,18 +160,34 @@ def wanted_generation(settings: Settings, schema: Schema) -> Generation:
 
 
 def generations_to_go_by(
-    connection: Connection, topics: Topics, settings: Settings, schema: Schema
+    settings: Settings,
+    schema: Schema,
+    connection: Connection,
+    prepare: Callable[[Connection, TopicPlan], object] = check,
 ) -> list[Generation]:
     """Every generation of the policy; the first one begins here if none has.
+
+    Args:
+        settings: of this process.
+        schema: the policy's schema.
+        connection: where Kafka is.
+        prepare: checks or creates the topics that the settings ask for; not before it is known that
+            the settings are in force, since topics need not be fit for others.
 
     Returns:
         Numbers rising; the last is in force and is what the settings and the schema say.
 
     Raises:
         BoundaryError: the settings or the schema say something else than the latest generation.
+        TopicError: a topic is not as it must be.
         KafkaUnreachable: no broker answers.
     """
-    wanted = wanted_generation(settings, schema)
+    topics, wanted = Topics(settings.topic_prefix), wanted_generation(settings, schema)
+    with suppress(TopicError):  # before the first start there is no topic
+        begun = read_generations(connection, topics, schema.policy)
+        if begun:
+            require_current(begun, wanted)
+    prepare(connection, topic_plan(settings, schema))
     generations = ensure_first(connection, topics, wanted)
     require_current(generations, wanted)
     return generations

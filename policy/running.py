@@ -41,6 +41,17 @@ class ContextScale:
         self._mean = np.zeros(features)
         self._squares = np.zeros(features)
 
+    def assume(self, mean: Floats, scale: Floats) -> None:
+        """Begin as if so many contexts had been seen as tell an outlier.
+
+        Args:
+            mean: [feature] their mean.
+            scale: [feature] their standard deviation.
+        """
+        self._count = np.full(len(mean), float(ENOUGH_CONTEXTS))
+        self._mean = np.array(mean, dtype=np.float64)
+        self._squares = ENOUGH_CONTEXTS * np.square(scale, dtype=np.float64)
+
     def add(self, features: Floats) -> None:
         """Take in [request, feature] contexts."""
         features = self._clipped(features)
@@ -128,6 +139,12 @@ class Gate:
     def __init__(self, half_life: float) -> None:
         self._half_life = half_life
         self._sums = np.zeros((2, len(self.OPENINGS)))
+
+    def assume(self, opening: float) -> None:
+        """Begin at the nearest of the openings, with a lead that a few hundred requests undo."""
+        nearest = int(np.argmin(np.abs(np.array(self.OPENINGS) - opening)))
+        if nearest:
+            self._sums[:, nearest] = 2.0, 1.0
 
     def add(self, rewards: Floats) -> None:
         """Take in [request, opening] rewards of the means, in reward units."""

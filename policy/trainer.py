@@ -57,7 +57,8 @@ class StepReport(NamedTuple):
     """[objective] mean fusion weights over the slot's contexts."""
 
 
-_NOTHING = StepReport(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
+NOTHING = StepReport(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
+"""The report of a slot that no group can be learned from."""
 
 
 class _Parts(NamedTuple):
@@ -89,9 +90,18 @@ class Trainer:
         schema: the policy's schema.
         settings: how to learn.
         epoch: epoch of the versions that it makes.
+        start: serving tensors to start from, by name; the declared baseline if left out. What
+            measures features and the gate begins as if it had measured what they say.
     """
 
-    def __init__(self, schema: Schema, settings: TrainerSettings, *, epoch: int = 1) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        settings: TrainerSettings,
+        *,
+        epoch: int = 1,
+        start: Mapping[str, Floats] | None = None,
+    ) -> None:
         configure_torch()
         self._schema = schema
         self._settings = settings
@@ -99,8 +109,8 @@ class Trainer:
         self._floors = schema.floors()
         first = initial_parameters(schema, settings.seed)
         self._reference = PolicyNetwork(first).requires_grad_(False)
-        self._network = PolicyNetwork(first)
-        self._average = PolicyNetwork(first).requires_grad_(False)
+        self._network = PolicyNetwork(start or first)
+        self._average = PolicyNetwork(start or first).requires_grad_(False)
         named = dict(self._network.named_parameters())
         static = named.pop("static_logits")
         self._static_adam = Adam([static], settings.static_rate, second_decay=0.999)
@@ -115,6 +125,9 @@ class Trainer:
         self._gate = Gate(settings.half_life)
         self._past = PastRequests(settings.replay_items)
         self._slots = 0
+        if start is not None:
+            self._scale.assume(start["feature_mean"], start["feature_scale"])
+            self._gate.assume(float(start["gate"][0]))
 
     def step(self, groups: Sequence[RewardGroup], *, slot: int) -> StepReport:
         """Learn from the groups of one slot.
@@ -129,7 +142,7 @@ class Trainer:
         """
         batch = collate(self._schema, groups)
         if batch is None:
-            return _NOTHING._replace(gate=self._gate.opening())
+            return NOTHING._replace(gate=self._gate.opening())
         settings, requests, served = self._settings, batch.requests, batch.served
         generator = dirichlet.keyed_generator(
             "learn", str(settings.seed), self._schema.policy, str(self._epoch), str(slot)
@@ -165,6 +178,10 @@ class Trainer:
             gate=self._gate.opening(),
             mean_weights=self._mean_weights(after).mean(axis=0).tolist(),
         )
+
+    def opening(self) -> float:
+        """Share of the contextual part in the mean of the next version, in [0, 1]."""
+        return self._gate.opening()
 
     def serving_parameters(self) -> dict[str, Floats]:
         """The tensors to serve, by name; see `policy.initial`."""

@@ -1,9 +1,16 @@
 """How a policy is learned; apart from the trainer, so that it can be read without torch."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from policy.errors import BoundaryError
 
 LEARNER_COMPUTATION = 1
 """Version of the update rule: raised whenever the same groups would yield other versions."""
+
+_PREFIX = "learn_"
+_COMPUTATION = "learn_computation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +51,34 @@ class TrainerSettings:
     """Weight of the format reward beside the posterior, which is about 1 at best."""
     half_life: float = 2_000.0
     """Informative requests after which gate and running ideal count a request half."""
+
+
+def trainer_settings_of(settings: Mapping[str, Any]) -> TrainerSettings:
+    """How to learn, from a generation's settings.
+
+    Args:
+        settings: by name, as `named_settings` gives them; others are left alone.
+
+    Raises:
+        BoundaryError: one is missing, or this build does not have the update rule.
+    """
+    computation = settings.get(_COMPUTATION)
+    if computation != LEARNER_COMPUTATION:
+        raise BoundaryError(
+            f"{_COMPUTATION}: expected {LEARNER_COMPUTATION}, which this build has, "
+            f"seen {computation}: start a build that has it"
+        )
+    names = [field.name for field in fields(TrainerSettings)]
+    missing = [_PREFIX + name for name in names if _PREFIX + name not in settings]
+    if missing:
+        raise BoundaryError(
+            f"expected the settings {', '.join(missing)}, seen none of that name: "
+            "start a build that learns without them"
+        )
+    return TrainerSettings(**{name: settings[_PREFIX + name] for name in names})
+
+
+def named_settings(trainer: TrainerSettings) -> dict[str, object]:
+    """What a generation says about how to learn; `trainer_settings_of` turns it back."""
+    named = {_PREFIX + name: value for name, value in asdict(trainer).items()}
+    return {_COMPUTATION: LEARNER_COMPUTATION, **named}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import structlog
-from grade.v1.reward_group_pb2 import JoinRecord, Standing
+from grade.v1.reward_group_pb2 import JoinRecord
 
 from policy.errors import RetentionLost
 from stream.join import Cursor, JoinLimits, Kind, Log, Loss, PartitionJoin
@@ -137,17 +137,15 @@ class Beginning:
         await self._logs.append(self._partition, [record])
 
     async def _generation_at_heads(self, inputs: list[Extent], tail: list[bytes]) -> int:
-        """The later one of the generations in force at the heads of both logs.
+        """The latest of the generations in force at the heads of both logs and in the output.
 
-        The first boundary that a log still has tells which one comes to an end there. Where both
-        logs differ, the boundaries that lie ahead in one of them have begun already.
+        The first boundary that a log still has tells which one comes to an end there. Boundaries
+        that lie ahead in one log alone, or that the output has crossed, have begun already.
         """
         latest = max(self._terms)
-        if max((_generation_behind(value) for value in tail), default=0) == latest:
-            return latest
-        found = 1
+        found = max([1, *(_generation_of(value) for value in tail)])
         for each, extent in zip(Log, inputs, strict=True):
-            if latest > 1 and extent.head > 0:
+            if found < latest and extent.head > 0:
                 begins = await self._logs.first_boundary(each, self._partition, extent)
                 found = max(found, latest if begins is None else begins - 1)
         return found
@@ -173,11 +171,10 @@ def _head(inputs: list[Extent]) -> Cursor:
     return Cursor(*(extent.head for extent in inputs))
 
 
-def _generation_behind(value: bytes) -> int:
-    """A generation that was in force where a record's author would have begun; 0 for a start."""
+def _generation_of(value: bytes) -> int:
+    """The generation that is in force in the output behind a record."""
     record = JoinRecord.FromString(value)
-    kind = record.WhichOneof("kind")
-    if kind is None or kind == "start":
-        return 0
-    standing: Standing = getattr(record, kind).standing
-    return max(standing.rewind_impression_generation, standing.rewind_conversion_generation)
+    if record.HasField("boundary"):
+        return record.boundary.next.generation
+    # All but one of these are empty, and an empty one's number is 0.
+    return record.group.generation + record.progress.generation + record.start.generation

@@ -63,26 +63,26 @@ def missing(
         partitions: partitions of the inputs.
 
     Returns:
-        Impressions before conversions; empty for the first generation, which has no boundary.
+        Impressions before conversions.
 
     Raises:
         KafkaUnreachable: no broker answers.
     """
-    if generation.generation == 1:
-        return []
     places = [TopicPartition(t, p) for t in topics.inputs for p in range(partitions)]
     consumer = open_consumer(connection)
     try:
         since = consumer.offsets_for_times(dict.fromkeys(places, since_ms))
-        starts = {p: since[p].offset for p in places if since[p] is not None}
-        found = {
-            TopicPartition(record.topic, record.partition)
-            for record in read_all(consumer, list(starts), starts=starts)
-            if _begins(record, generation)
-        }
+        return [
+            place
+            for place in places
+            if since[place] is None
+            or not any(
+                _begins(record, generation)
+                for record in read_all(consumer, [place], starts={place: since[place].offset})
+            )
+        ]
     finally:
         consumer.close()
-    return [place for place in places if place not in found]
 
 
 def append(

@@ -4,15 +4,16 @@ When the join writes progress depends on how its input arrived; what it then say
 a second way to the figures of design §3, rules 8 to 11, beside the join's own.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from grade.v1.reward_group_pb2 import Counts, Cursor, Progress, Standing
+from grade.v1.reward_group_pb2 import Counts, Cursor, Progress, Standing, Start
 
-from stream.join import JoinSettings
 from stream.logs import Log
+from stream.terms import Terms
 
 _BEFORE_ALL_TIME = -(2**63)
 
@@ -29,94 +30,202 @@ class FateOffsets:
     orphans: Sequence[int] = ()
 
 
-class _Times:
-    """Running maximum of the times of one log, from where the join began."""
+@dataclass(frozen=True, slots=True)
+class SegmentLog:
+    """One input log from where a segment of the join begins in it."""
 
-    def __init__(self, log: Log, begin: int, fates: FateOffsets) -> None:
-        times = [each.timestamp_ms for each in log.records if each.offset >= begin]
-        self._times = np.maximum.accumulate(np.array(times, dtype=np.int64))
-        self._begin = begin
-        self.fates = fates
+    log: Log
+    begin: int
+    """Offset of the first record that is read."""
+    live: int
+    """Records before this offset had been decided before the segment."""
+    boundaries: Sequence[tuple[int, int]]
+    """[offset, generation that begins] of the boundaries that begin one."""
+    fates: FateOffsets
+    """Of the records from `live` on."""
+
+
+class _Times:
+    """Running maximum of the times of one log, and the generations in force."""
+
+    def __init__(self, segment: SegmentLog, terms: Mapping[int, Terms], generation: int) -> None:
+        times = [each.timestamp_ms for each in segment.log.records if each.offset >= segment.begin]
+        self.times = np.maximum.accumulate(np.array(times, dtype=np.int64))
+        self.begin = segment.begin
+        self.live = segment.live
+        self.fates = segment.fates
+        self._offsets = [offset for offset, _ in segment.boundaries]
+        self._generations = [generation, *(begun for _, begun in segment.boundaries)]
+        self.begun = [(self.time_of(offset), begun) for offset, begun in segment.boundaries]
+        early = np.zeros_like(self.times)
+        edges = [0, *(offset + 1 - self.begin for offset in self._offsets), len(times)]
+        for at, begun in enumerate(self._generations):
+            early[edges[at] : edges[at + 1]] = terms[begun].settings.early_ms
+        # When every record up to one is decided, if it is a conversion.
+        self._decided = np.maximum.accumulate(self.times + early)
+
+    def generation_before(self, index: int) -> int:
+        """The generation in force where so many records have been read."""
+        return self._generations[bisect_left(self._offsets, self.begin + index)]
+
+    def time_of(self, offset: int) -> int:
+        """Time of a record."""
+        return int(self.times[offset - self.begin])
+
+    def after(self, time_ms: int) -> int:
+        """How many records have a time up to `time_ms`."""
+        return int(np.searchsorted(self.times, time_ms, side="right"))
 
     def first_at_least(self, time_ms: int) -> int:
-        """Offset of the first record whose time has reached `time_ms`; the end if none has."""
-        return self._begin + int(np.searchsorted(self._times, time_ms, side="left"))
+        """Offset of the first record whose time has reached `time_ms`, not before `live`."""
+        index = int(np.searchsorted(self.times, time_ms, side="left"))
+        return max(self.live, self.begin + index)
 
-    def before(self, offset: int) -> int:
-        """Time of the record before `offset`."""
-        index = offset - self._begin
-        return int(self._times[index - 1]) if index else _BEFORE_ALL_TIME
+    def first_undecided(self, time_ms: int) -> int:
+        """Offset of the first conversion that is not decided by a time, not before `live`."""
+        index = int(np.searchsorted(self._decided, time_ms, side="right"))
+        return max(self.live, self.begin + index)
+
+    def before(self, index: int) -> int:
+        """Time of the record before one."""
+        return int(self.times[index - 1]) if index else _BEFORE_ALL_TIME
 
     def count(self, offset: int) -> tuple[int, int, int, int, int, int]:
-        """Used, late, orphans, dead, ticks, and the rest (duplicates), before `offset`."""
+        """Used, late, orphans, dead, ticks, and the rest (duplicates), from `live` to `offset`."""
         fates = self.fates
         used, late, orphans, dead, ticks = (
             bisect_left(each, offset)
             for each in (fates.used, fates.late, fates.orphans, fates.dead, fates.ticks)
         )
-        rest = offset - self._begin - used - late - orphans - dead - ticks
+        rest = offset - self.live - used - late - orphans - dead - ticks
         return used, late, orphans, dead, ticks, rest
 
 
+class _Kept(NamedTuple):
+    """What is still kept of both logs at some frontier."""
+
+    impressions: int
+    """Index of the first record that is."""
+    conversions: int
+    oldest: int
+    newest: int
+    """Generations whose horizons count."""
+
+
 class ExpectedProgress:
-    """Progress records of one partition, by frontier.
+    """Progress records of one partition's segment, by frontier.
 
     Args:
-        settings: the join's settings.
-        impressions: the impression log, complete from `begin`.
-        conversions: the conversion log, complete from `begin`.
-        begin: where the join began in both.
-        impression_fates: what became of the impressions.
-        conversion_fates: what became of the conversions.
+        terms: of every generation that was in force.
+        start: the segment's start record.
+        impressions: the impression log, complete from where the segment begins.
+        conversions: the conversion log, complete from where the segment begins.
     """
 
     def __init__(
         self,
-        settings: JoinSettings,
-        impressions: Log,
-        conversions: Log,
-        begin: tuple[int, int],
-        impression_fates: FateOffsets,
-        conversion_fates: FateOffsets,
+        terms: Mapping[int, Terms],
+        start: Start,
+        impressions: SegmentLog,
+        conversions: SegmentLog,
     ) -> None:
-        self._settings = settings
-        self._impressions = _Times(impressions, begin[0], impression_fates)
-        self._conversions = _Times(conversions, begin[1], conversion_fates)
+        self._terms = terms
+        self._start = start
+        self._impressions = _Times(impressions, terms, start.generation)
+        self._conversions = _Times(conversions, terms, start.generation)
+        self._least_close_ms = _BEFORE_ALL_TIME
+        if start.HasField("loss"):
+            self._least_close_ms = start.loss.close_time_ms
+        self._phases = self._find_phases()
 
     def of(self, seen: Progress) -> Progress:
         """The progress record that `seen` should be, for the frontier that it names."""
-        frontier, window = seen.standing.frontier_ms, self._settings.window_ms
-        early, late = self._settings.early_ms, self._settings.late_ms
+        frontier, start = seen.standing.frontier_ms, self._start
         impressions, conversions = self._impressions, self._conversions
         done = Cursor(
             impression_offset=impressions.first_at_least(frontier),
-            conversion_offset=conversions.first_at_least(frontier - early + 1),
-        )
-        # D = W + E and Dc = L + E: how long keys stay in the tables of impressions and conversions.
-        rewind = Cursor(
-            impression_offset=impressions.first_at_least(
-                frontier - (early + late + window + early) + 1
-            ),
-            conversion_offset=conversions.first_at_least(frontier - (early + late + early) + 1),
+            conversion_offset=conversions.first_undecided(frontier),
         )
         grouped = impressions.fates.used
         before = bisect_left(grouped, done.impression_offset)
+        first = start.loss.prev if start.HasField("loss") else -1
+        kept = self._kept_at(frontier)
         standing = Standing(
             frontier_ms=frontier,
-            prev=grouped[before - 1] if before else -1,
+            prev=grouped[before - 1] if before else first,
             done=done,
-            rewind=rewind,
-            rewind_impression_time_ms=impressions.before(rewind.impression_offset),
-            rewind_conversion_time_ms=conversions.before(rewind.conversion_offset),
+            rewind=Cursor(
+                impression_offset=impressions.begin + kept.impressions,
+                conversion_offset=conversions.begin + kept.conversions,
+            ),
+            rewind_impression_time_ms=impressions.before(kept.impressions),
+            rewind_conversion_time_ms=conversions.before(kept.conversions),
             counts=self._counts(done),
+            rewind_impression_generation=impressions.generation_before(kept.impressions),
+            rewind_conversion_generation=conversions.generation_before(kept.conversions),
+            segment=start.segment,
+            least_close_time_ms=self._least_close_ms if start.segment else 0,
         )
+        terms, close_ms = self._at(frontier)
         return Progress(
-            policy=seen.policy,
+            policy=start.policy,
             standing=standing,
-            close_time_ms=frontier + window,
-            settings_digest=seen.settings_digest,
-            computation=seen.computation,
+            close_time_ms=close_ms,
+            settings_digest=terms.digest,
+            computation=terms.computation,
+            generation=terms.generation,
         )
+
+    def _at(self, frontier: int) -> tuple[Terms, int]:
+        """The terms in force at a frontier, and the close time there."""
+        terms, least = self._terms[self._start.generation], self._least_close_ms
+        for time_ms, begun in self._impressions.begun:
+            if time_ms < frontier:
+                least = max(least, time_ms + terms.settings.window_ms)
+                terms = self._terms[begun]
+        return terms, max(frontier + terms.settings.window_ms, least)
+
+    def _find_phases(self) -> list[tuple[int, _Kept]]:
+        """[first frontier, what is kept just before it] of every stretch without a new generation.
+
+        Impressions of a generation lie after its boundary's instant, conversions may lie in it.
+        """
+        begun = [(time_ms + 1, number) for time_ms, number in self._impressions.begun]
+        begun += self._conversions.begun
+        generation = self._start.generation
+        phases = [(_BEFORE_ALL_TIME, _Kept(0, 0, generation, generation))]
+        for from_ms, number in sorted(begun):
+            kept = self._keep(from_ms - 1, phases[-1][1])
+            phases.append((from_ms, kept._replace(newest=max(kept.newest, number))))
+        return phases
+
+    def _kept_at(self, frontier: int) -> _Kept:
+        index = bisect_right(self._phases, frontier, key=lambda phase: phase[0])
+        return self._keep(frontier, self._phases[index - 1][1])
+
+    def _keep(self, frontier: int, kept: _Kept) -> _Kept:
+        """Let go what does not matter at a frontier any more (rule 10)."""
+        while True:
+            newest = max(kept.oldest, kept.newest)
+            settings = [self._terms[each].settings for each in range(kept.oldest, newest + 1)]
+            window, early, late = (
+                max(each.window_ms for each in settings),
+                max(each.early_ms for each in settings),
+                max(each.late_ms for each in settings),
+            )
+            # D = W + E and Dc = L + E: how long keys stay in the tables of both logs.
+            impressions = self._impressions.after(frontier - (early + late + window + early))
+            conversions = self._conversions.after(frontier - (early + late + early))
+            impressions = max(impressions, kept.impressions)
+            conversions = max(conversions, kept.conversions)
+            oldest = min(
+                self._impressions.generation_before(impressions),
+                self._conversions.generation_before(conversions),
+            )
+            found = _Kept(impressions, conversions, oldest, kept.newest)
+            if oldest == kept.oldest:
+                return found
+            kept = found
 
     def _counts(self, done: Cursor) -> Counts:
         grouped, _, _, dead, ticks, duplicates = self._impressions.count(done.impression_offset)

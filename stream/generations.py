@@ -22,7 +22,7 @@ from policy.rewards import COMPUTATION
 from policy.schema import Schema
 from policy.trainer_settings import TrainerSettings, named_settings
 from stream.boundaries import append, missing, write_missing
-from stream.codec import encode
+from stream.codec import BOUNDARY_HEADER, encode, has_boundary_header
 from stream.connection import Connection
 from stream.generation_changes import ABSENT, Change, decide_alike, schema_changes, value_changes
 from stream.logs import read_logs
@@ -207,7 +207,7 @@ def begin(
     found = _read(connection, topics, wanted.policy)
     if found:
         # One that was left half begun would be missing before the next one's boundary.
-        write_missing(connection, topics, *found[-1], partitions)
+        _complete(connection, topics, found[-1], partitions)
         latest = found[-1].generation
         unchanged = not changes(latest, wanted)
         if unchanged and initial_parameters in (b"", latest.initial_parameters):
@@ -222,7 +222,7 @@ def begin(
             f"begun it at the same time ({begun.generation.note or 'without a note'}): look at "
             "`grade generation list` and begin again"
         )
-    write_missing(connection, topics, *begun, partitions)
+    _complete(connection, topics, begun, partitions)
     return begun.generation
 
 
@@ -244,16 +244,21 @@ def missing_boundaries(
         KafkaUnreachable: no broker answers.
     """
     found = _read(connection, topics, policy)
-    if not found:
+    if not found or found[-1].complete:
         return []
-    return missing(connection, topics, *found[-1], partitions)
+    latest = found[-1]
+    return missing(connection, topics, latest.generation, latest.time_ms, partitions)
 
 
 class _Begun(NamedTuple):
-    """A generation and the time of its record, milliseconds since 1970 UTC by the broker."""
+    """A generation as its topic has it."""
 
     generation: Generation
     time_ms: int
+    """Time of its record, milliseconds since 1970 UTC by the broker."""
+    complete: bool
+    """Whether its boundaries are in every partition: then its record is there again, marked, so
+    that nobody has to look for them in the inputs, where retention will delete them."""
 
 
 def _read(connection: Connection, topics: Topics, policy: str) -> list[_Begun]:
@@ -270,8 +275,11 @@ def _read(connection: Connection, topics: Topics, policy: str) -> list[_Begun]:
         generation = _decoded(record.value)
         number = generation.generation if generation.policy == policy else 0
         if number == len(found) + 1:
-            found.append(_Begun(generation, record.timestamp_ms))
-        elif not 0 < number <= len(found):
+            found.append(_Begun(generation, record.timestamp_ms, complete=number == 1))
+        elif 0 < number <= len(found):
+            if has_boundary_header(record.headers):
+                found[number - 1] = found[number - 1]._replace(complete=True)
+        else:
             log.warning(
                 "not_a_generation",
                 offset=record.offset,
@@ -313,6 +321,18 @@ def _numbered(
     return proposed
 
 
-def _append(connection: Connection, topics: Topics, generation: Generation) -> None:
+def _append(
+    connection: Connection,
+    topics: Topics,
+    generation: Generation,
+    headers: Sequence[tuple[str, bytes]] = (),
+) -> None:
     place = TopicPartition(topics.generations, 0)
-    append(connection, [place], generation.policy.encode(), encode(generation))
+    append(connection, [place], generation.policy.encode(), encode(generation), headers)
+
+
+def _complete(connection: Connection, topics: Topics, begun: _Begun, partitions: int) -> None:
+    """Write the boundaries that are missing, and that all of them are there."""
+    if not begun.complete:
+        write_missing(connection, topics, begun.generation, begun.time_ms, partitions)
+        _append(connection, topics, begun.generation, [BOUNDARY_HEADER])

@@ -151,6 +151,11 @@ class PartitionJoin:
         """The offset that is expected next."""
         return self._reading(log).position
 
+    @property
+    def terms(self) -> Mapping[int, Terms]:
+        """Of every generation that was known or has been met."""
+        return self._terms
+
     def generation(self, log: Log) -> int:
         """The generation in force where a log has been read to."""
         return self._reading(log).generation
@@ -495,7 +500,7 @@ class PartitionJoin:
         A generation's last frontier is the time of its boundary, until that has left.
         """
         it, ct = self._impressions.time_ms, self._conversions.time_ms
-        if NEVER in (it, ct):
+        if NEVER in (it, ct) or ct <= self._left_close_ms:
             return
         terms, step_ms = self._frontier_terms, self._limits.progress_step_ms
         window_ms = terms.settings.window_ms

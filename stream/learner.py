@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import structlog
+from grade.v1.generation_pb2 import Generation
 from kafka import TopicPartition
 from kafka.errors import (
     KafkaError,
@@ -30,8 +31,6 @@ from policy.errors import (
     StreamError,
     reason_name,
 )
-from policy.schema import Schema
-from policy.trainer_settings import TrainerSettings
 from stream import learner_metrics as metrics
 from stream.connection import (
     Connection,
@@ -41,9 +40,10 @@ from stream.connection import (
     open_consumer,
     open_producer,
 )
-from stream.parameters import Published, Publisher, read_published
+from stream.generations import ensure_first, read_generations, require_current
+from stream.parameters import Published, Publisher, VersionId, read_published
 from stream.topics import Topics
-from stream.version_chain import ChainState, Learned, VersionChain
+from stream.version_chain import ChainState, Learned, VersionChain, by_number
 
 log = structlog.get_logger(__name__)
 
@@ -67,16 +67,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """How the learner process works; what it learns is in TrainerSettings."""
+    """How the learner process works; what it learns is in the generations."""
 
     partitions: int
     """Partitions of the reward-groups topic."""
     checkpoints: Path
     """Folder of the checkpoints."""
-    slot_ms: int = 250
-    """Length of a slot in milliseconds of log time."""
-    epoch: int = 1
-    """Epoch of the versions."""
     keep_checkpoints: int = 5
     """Checkpoints that are kept; never less than two, as the newest is ahead of the topics until
     its versions are published."""
@@ -96,8 +92,7 @@ class Learner:
     """Follows the reward-groups topic until it is told to stop.
 
     Args:
-        schema: the policy's schema.
-        trainer: how to learn.
+        wanted: the generation that the process's own schema and settings define.
         settings: how the process works.
         connection: how to reach Kafka.
         topics: names of the topics.
@@ -105,18 +100,17 @@ class Learner:
 
     def __init__(
         self,
-        schema: Schema,
-        trainer: TrainerSettings,
+        wanted: Generation,
         settings: LearnerSettings,
         connection: Connection,
         topics: Topics,
     ) -> None:
-        self._schema = schema
-        self._trainer = trainer
+        self._wanted = wanted
         self._settings = settings
         self._connection = connection
         self._topics = topics
         self._stop = threading.Event()
+        self._generations: dict[int, Generation] = {}
         self._chain: VersionChain | None = None
         self._publisher: Publisher | None = None
         self._paused: set[TopicPartition] = set()
@@ -128,7 +122,7 @@ class Learner:
         self._lock: TextIO | None = None
         self._call: tuple[str, float] | None = None
         self._failure: str | None = None
-        self._published: int | None = None
+        self._published: VersionId | None = None
         self._record_at = time.monotonic()
         self._version_at: float | None = None
 
@@ -142,11 +136,12 @@ class Learner:
         `version` is the last that Kafka has confirmed; ages are in seconds.
         """
         now = time.monotonic()
-        chain = self._chain
+        chain, published = self._chain, self._published
         return {
             "status": self._status(now),
-            "epoch": self._settings.epoch,
-            "version": self._published,
+            "generation": chain.cutter.generation if chain else None,
+            "epoch": published.epoch if published else None,
+            "version": published.version if published else None,
             "slot": chain.cutter.last_slot if chain else None,
             "waiting_groups": chain.cutter.waiting if chain else 0,
             "repeated_groups": self._repeats,
@@ -172,14 +167,21 @@ class Learner:
         consumer = None
         try:
             self._own_checkpoints()
+            self._know(
+                self._call_kafka(
+                    "ensure_first",
+                    lambda: ensure_first(self._connection, self._topics, self._wanted),
+                )
+            )
+            require_current([*self._generations.values()], self._wanted)
             published = self._call_kafka(
                 "read_published",
-                lambda: read_published(self._connection, self._topics, self._schema.policy),
+                lambda: read_published(self._connection, self._topics, self._wanted.policy),
             )
             chain = self._chain = self._restore(published)
             self._publisher = Publisher(
                 self._topics,
-                self._schema.policy,
+                self._wanted.policy,
                 published,
                 keep=self._settings.keep_versions,
                 open_producer=lambda: open_producer(self._connection, **DELIVERY),
@@ -191,9 +193,11 @@ class Learner:
             self._started = True
             log.info(
                 "learning",
+                generation=chain.cutter.generation,
+                epoch=chain.epoch,
                 version=chain.version,
                 positions=chain.cutter.next_positions,
-                published=published.complete_up_to.version,
+                published=published.complete_up_to,
             )
             while not self._stop.is_set():
                 self._read(consumer, chain)
@@ -228,26 +232,34 @@ class Learner:
                 self._standby = None
                 return
 
+    def _know(self, generations: list[Generation]) -> None:
+        self._generations |= {each.generation: each for each in generations}
+
+    def _generation(self, number: int) -> Generation:
+        """A generation by number; one that has begun since the start is read from its topic."""
+        if number not in self._generations:
+            self._know(
+                self._call_kafka(
+                    "read_generations",
+                    lambda: read_generations(self._connection, self._topics, self._wanted.policy),
+                )
+            )
+        return by_number(self._generations)(number)
+
     def _restore(self, published: Published) -> VersionChain:
         """Go on from the newest checkpoint that is sound and not ahead of what can be published."""
         settings = self._settings
-        if published.last_version.epoch > settings.epoch:
-            raise SettingsError(
-                f"epoch: expected at least {published.last_version.epoch}, which the versions "
-                f"topic holds, seen {settings.epoch}"
-            )
-        arguments = (self._schema, self._trainer, settings.partitions, settings.slot_ms)
         for path in sorted(settings.checkpoints.glob("*.ckpt"), reverse=True):
             try:
                 state = ChainState(*checkpoint.load(path))
-                chain = VersionChain.restore(*arguments, state, settings.epoch)
+                chain = VersionChain.restore(self._generation, settings.partitions, state)
             except CheckpointRefused as error:
                 self._refused += 1
                 why = reason_name(error.reason)
                 metrics.CHECKPOINTS_REFUSED.labels(why).inc()
                 log.error("checkpoint_refused", file=str(path), reason=why, message=str(error))
                 continue
-            if chain.version > self._published_in_epoch(published) + 1:
+            if not _follows(chain, published):
                 # Out of the way: what is learned again takes its place.
                 aside = path.replace(path.with_suffix(checkpoint.AHEAD))
                 log.warning(
@@ -255,18 +267,16 @@ class Learner:
                     file=str(path),
                     renamed_to=aside.name,
                     version=chain.version,
-                    published=self._published_in_epoch(published),
+                    published=published.complete_up_to,
                     what="versions between are missing in the topics; they are learned again",
                 )
                 continue
-            log.info("checkpoint_restored", file=str(path), version=chain.version)
+            log.info(
+                "checkpoint_restored", file=str(path), epoch=chain.epoch, version=chain.version
+            )
             return chain
         log.info("no_checkpoint", what="learning from the first record")
-        return VersionChain(*arguments, settings.epoch)
-
-    def _published_in_epoch(self, published: Published) -> int:
-        last = published.complete_up_to
-        return last.version if last.epoch == self._settings.epoch else 0
+        return VersionChain(self._generation, settings.partitions)
 
     def _seek(self, consumer: Any, chain: VersionChain) -> None:
         """Begin where the chain left off, after checking that the topic still has it."""
@@ -338,45 +348,27 @@ class Learner:
         with metrics.PUBLISH_SECONDS.time():
             self._publish(batch)
         for learned in batch:
-            self._observe(learned)
-        log.debug("published", version=chain.version, slot=batch[-1].slot, versions=len(batch))
+            metrics.observe(learned, chain.terms)
+        last = batch[-1].version
+        log.debug("published", epoch=last.epoch, version=last.version, versions=len(batch))
 
     def _publish(self, batch: list[Learned]) -> None:
         publisher = self._publisher
         assert publisher is not None, "run opens it"
         self._call_kafka("publish", lambda: publisher.publish(batch))
         self._version_at = time.monotonic()
-        self._published = batch[-1].version.version
-
-    def _observe(self, learned: Learned) -> None:
-        version = learned.version
-        metrics.VERSIONS.inc()
-        metrics.GROUPS.inc(version.groups)
-        metrics.INFORMATIVE_GROUPS.inc(version.informative_groups)
-        metrics.VERSION.set(version.version)
-        metrics.EPOCH.set(version.epoch)
-        metrics.REWARD.set(version.reward)
-        metrics.KL.set(version.kl)
-        metrics.CONCENTRATION.set(version.concentration)
-        metrics.CLIP_FRACTION.set(version.clip_fraction)
-        metrics.GRADIENT_NORM.set(version.gradient_norm)
-        metrics.GATE.set(version.gate)
-        # A slot of groups with unusable numbers has no mean weights.
-        for objective, weight in zip(self._schema.objectives, version.mean_weights, strict=False):
-            metrics.MEAN_WEIGHT.labels(objective.name).set(weight)
-        slot_end_s = (learned.slot + 1) * self._settings.slot_ms / 1000
-        metrics.SLOT_TO_PUBLISHED_SECONDS.observe(max(0.0, time.time() - slot_end_s))
+        last = batch[-1].version
+        self._published = VersionId(last.epoch, last.version)
 
     def _hold_back(self, consumer: Any, chain: VersionChain) -> None:
         """Read only the slowest partitions while too many groups wait for them."""
         ahead: set[TopicPartition] = set()
         if chain.cutter.waiting > self._settings.max_waiting_groups:
-            reached = chain.cutter.reached_ms
-            slowest = min((-1, 0) if each is None else (0, each) for each in reached)
+            reached = chain.cutter.reached
             ahead = {
                 TopicPartition(self._topics.reward_groups, number)
                 for number, each in enumerate(reached)
-                if each is not None and (0, each) > slowest
+                if each > min(reached)
             }
         if ahead != self._paused:
             consumer.resume(*(self._paused - ahead))
@@ -417,3 +409,11 @@ class Learner:
             else:
                 self._call = self._failure = None
                 return result
+
+
+def _follows(chain: VersionChain, published: Published) -> bool:
+    """Whether every version before the chain's last one is in the topics."""
+    if chain.latest is None:
+        return True
+    last = chain.latest.version
+    return VersionId(last.parent_epoch, last.parent) <= published.complete_up_to

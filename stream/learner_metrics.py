@@ -1,6 +1,11 @@
 """Prometheus metrics of the learner process."""
 
+import time
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from stream.learning_terms import LearningTerms
+from stream.version_chain import TAKEN_OVER, Learned
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -59,3 +64,34 @@ CHECKPOINTS_REFUSED = Counter(
 KAFKA_RETRIES = Counter(
     "grade_learner_kafka_retries_total", "Calls of Kafka that failed and were tried again."
 )
+
+
+def observe(learned: Learned, terms: LearningTerms) -> None:
+    """Show a version that has been published.
+
+    Args:
+        learned: the version.
+        terms: of the newest generation; it may be of an earlier one.
+    """
+    version = learned.version
+    VERSIONS.inc()
+    GROUPS.inc(version.groups)
+    INFORMATIVE_GROUPS.inc(version.informative_groups)
+    VERSION.set(version.version)
+    EPOCH.set(version.epoch)
+    GATE.set(version.gate)
+    if learned.slot == TAKEN_OVER:
+        MEAN_WEIGHT.clear()  # objectives may have gone
+        return
+    REWARD.set(version.reward)
+    KL.set(version.kl)
+    CONCENTRATION.set(version.concentration)
+    CLIP_FRACTION.set(version.clip_fraction)
+    GRADIENT_NORM.set(version.gradient_norm)
+    if version.generation == terms.generation:
+        # A slot of groups with unusable numbers has no mean weights.
+        names = [each.name for each in terms.schema.objectives]
+        for name, weight in zip(names, version.mean_weights, strict=False):
+            MEAN_WEIGHT.labels(name).set(weight)
+    slot_end_s = (learned.slot + 1) * version.slot_ms / 1000
+    SLOT_TO_PUBLISHED_SECONDS.observe(max(0.0, time.time() - slot_end_s))

@@ -89,28 +89,44 @@ def summarise(
     snapshots: Iterable[LogRecord],
     *,
     above: VersionId = BEFORE_ALL,
+    whole: bool = False,
 ) -> Published:
     """What records of the versions and parameters topics say about one policy.
 
-    Anybody can write a snapshot; one counts only if it is what its lineage says. Others are logged
-    and left alone: those who serve refuse them, and they must not keep the learner from publishing.
+    Anybody can write to them. A lineage counts only if it continues those before it: the next
+    version of the epoch or the first of the next one; a snapshot only if it is what its lineage
+    says. Others are logged and left alone: those who serve refuse them, and they must not keep the
+    learner from publishing.
 
     Args:
         policy: whose versions to look at.
         versions: records of the versions topic.
         snapshots: records of the parameters topic.
         above: nothing up to this version will be compared, so it isn't kept in memory.
+        whole: whether nothing of the versions topic has been deleted: then it begins with the first
+            version.
 
     Raises:
-        StreamError: a lineage cannot be read, or two records of one version differ.
+        StreamError: two records of one version differ.
     """
     published = Published()
     parameters: dict[VersionId, bytes] = {}
     for record in versions:
-        if record.value is None or record.key != policy.encode():
+        if record.key != policy.encode():
             continue
-        lineage = _lineage(record, record.value)
+        lineage = _lineage(record.value)
         version = VersionId(lineage.epoch, lineage.version)
+        expected = _following(published.last_version, whole=whole)
+        follows = version in parameters or version in expected or not expected
+        if version.version < 1 or not follows:
+            log.warning(
+                "lineage_ignored",
+                offset=record.offset,
+                seen=version,
+                expected=expected,
+                reason="it does not continue the versions before it",
+            )
+            continue
         parameters[version] = lineage.parameters_sha256
         published.last_version = max(published.last_version, version)
         if version > above:
@@ -135,14 +151,19 @@ def summarise(
     return published
 
 
-def _lineage(record: LogRecord, value: bytes) -> Version:
+def _following(last: VersionId, *, whole: bool) -> tuple[VersionId, ...]:
+    """The versions that can come after the last one; empty if any can."""
+    if last > BEFORE_ALL:
+        return VersionId(last.epoch, last.version + 1), VersionId(last.epoch + 1, 1)
+    return (VersionId(1, 1),) if whole else ()
+
+
+def _lineage(value: bytes | None) -> Version:
+    """The lineage that a record holds; one of version 0, which there is not, if it holds none."""
     try:
-        return Version.FromString(value)
-    except DecodeError as error:
-        raise StreamError(
-            f"versions offset {record.offset}: expected the lineage of a version, seen "
-            f"{len(value)} bytes that are none: {error}"
-        ) from error
+        return Version.FromString(value or b"")
+    except DecodeError:
+        return Version()
 
 
 def _unlike_lineage(
@@ -196,6 +217,7 @@ def read_published(
         (record for log in logs[topics.versions] for record in log.records),
         (record for log in logs[topics.parameters] for record in log.records),
         above=above,
+        whole=all(log.head == 0 for log in logs[topics.versions]),
     )
 
 

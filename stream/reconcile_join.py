@@ -1,62 +1,30 @@
-"""One partition of the join, recomputed from its input logs and compared with what was written."""
+"""One partition of the join, recomputed from its input logs and compared with what was written.
 
-from bisect import bisect_left
-from collections.abc import Iterable
+An output partition has one segment, or, where losses of inputs were accepted, several: each begins
+at its start record, with empty tables and counts of zero, and is recomputed from there alone. Of a
+segment whose inputs are gone nothing can be said; the report names it.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from grade.v1.refused_pb2 import Refused
-from grade.v1.reward_group_pb2 import Cursor as CursorMessage
-from grade.v1.reward_group_pb2 import JoinRecord, Standing
+from grade.v1.reward_group_pb2 import Boundary, JoinRecord, Progress, RewardGroup, Start
 
 from policy.errors import RetentionLost
-from policy.schema import Schema
-from stream.codec import encode, has_tick_header, is_tick
+from stream.codec import encode, is_tick
 from stream.differences import Difference, first_difference, shown
-from stream.expected_progress import ExpectedProgress, FateOffsets
-from stream.join import Cursor, JoinSettings, Kind, Output, PartitionJoin, Record
+from stream.join import Cursor, Kind
 from stream.join import Log as Side
 from stream.logs import Log, LogRecord
+from stream.reconcile_segment import NO_FATES, Fates, PartitionContent, Segment, SourceId
+from stream.terms import Terms
 
-_CHUNK = 2_000
+__all__ = ["NO_FATES", "Fates", "PartitionContent", "PartitionReport", "reconcile_partition"]
 
 _M = TypeVar("_M", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionContent:
-    """Everything that the topics hold of one partition."""
-
-    impressions: Log
-    conversions: Log
-    reward_groups: Log
-    refused: dict[Kind, Log]
-    """The side outputs by kind: late, orphans, dead letters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fates:
-    """Where the records of one input log ended, over distinct source offsets."""
-
-    read: int
-    used: int
-    """Impressions: in a reward group of their own. Conversions: members of one."""
-    late: int
-    orphans: int
-    duplicates: int
-    dead_letters: int
-    ticks: int
-    open: int
-    """Read and not decided at the furthest frontier."""
-
-    def __add__(self, other: "Fates") -> "Fates":
-        return Fates(
-            *(getattr(self, name) + getattr(other, name) for name in Fates.__dataclass_fields__)
-        )
-
-
-NO_FATES = Fates(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -72,35 +40,14 @@ class PartitionReport:
     unconserved: list[str] = field(default_factory=list)
     """Sentences about sums that do not add up."""
     differences: list[Difference] = field(default_factory=list)
-
-
-class SourceId(NamedTuple):
-    """Where a side output came from."""
-
-    kind: Kind
-    topic: str
-    offset: int
-
-
-@dataclass(slots=True)
-class _Recomputed:
-    groups: dict[int, Output] = field(default_factory=dict)
-    side: dict[SourceId, Output] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Seen:
-    """Distinct source offsets that the topics hold, and the furthest record of the join."""
-
-    grouped: set[int] = field(default_factory=set)
-    joined: set[int] = field(default_factory=set)
-    side: set[SourceId] = field(default_factory=set)
-    furthest: Standing | None = None
+    not_compared: list[str] = field(default_factory=list)
+    """Sentences about what retention has made impossible to check."""
+    losses: list[str] = field(default_factory=list)
+    """Sentences about inputs that were given up undecided, by an operator's leave."""
 
 
 def reconcile_partition(
-    schema: Schema,
-    settings: JoinSettings,
+    terms: Mapping[int, Terms],
     content: PartitionContent,
     names: dict[Kind, str],
     *,
@@ -113,8 +60,7 @@ def reconcile_partition(
     may not have been written yet, but if it is there it must be equal.
 
     Args:
-        schema: the policy's schema.
-        settings: the join's settings.
+        terms: of every generation that has begun.
         content: what the topics hold.
         names: the topic's name by kind of output, for messages.
         partition: the partition.
@@ -122,45 +68,35 @@ def reconcile_partition(
 
     Raises:
         RetentionLost: retention has deleted the beginning of the groups, or input records that
-            they were made from.
+            they were made from, and no later segment is whole.
+        BoundaryError: this build lacks the computation of a generation.
         OffsetGap: an input log has holes.
     """
     report = PartitionReport()
+    comparison = _Comparison(content, names, partition, report)
     output = content.reward_groups
-    if output.head:
-        raise RetentionLost(
-            f"partition {partition} cannot be checked before offset {output.head} of "
-            f"{names[Kind.REWARD_GROUPS]}, and so not at all: expected its start record at offset "
-            f"0, seen that retention has deleted the first {output.head} records"
-        )
-    start = output.records[0] if output.records else None
-    if start is None or start.value is None or not _is_start(start.value):
-        if start is not None:
-            report.differences.append(
-                Difference(
-                    names[Kind.REWARD_GROUPS],
-                    partition,
-                    start.offset,
-                    "kind",
-                    "the partition's start record",
-                    "another record first",
-                )
+    starts = comparison.starts()
+    if output.head == 0 and not _begins_with_start(output):
+        if output.records:
+            comparison.differ(
+                names[Kind.REWARD_GROUPS],
+                output.records[0],
+                "kind",
+                "the partition's start record",
+                "another record first",
             )
         report.impressions = _all_open(content.impressions)
         report.conversions = _all_open(content.conversions)
         return report
-    join = PartitionJoin(schema, settings, partition=partition, partitions=partitions)
-    heads = Cursor(content.impressions.head, content.conversions.head)
-    try:
-        begin = join.resume(start.value, [start.value], heads)
-    except RetentionLost as error:
-        raise RetentionLost(
-            f"partition {partition} cannot be checked before offset {heads.impression_offset} of "
-            f"the impressions and {heads.conversion_offset} of the conversions, and so not at all: "
-            f"{error}"
-        ) from error
-    recomputed = _recompute(join, begin, content)
-    comparison = _Comparison(settings, content, names, partition, begin, recomputed, report)
+    for start in starts.values():
+        comparison.tell_loss(start)
+    whole = comparison.find_whole(starts)
+    for number in whole:
+        later = [each for each in starts if each > number]
+        following = starts[later[0]] if later else None
+        comparison.segments[number] = Segment(
+            terms, starts[number], following, content, partition, partitions
+        )
     comparison.compare_groups()
     comparison.compare_refused()
     comparison.find_missing()
@@ -168,79 +104,167 @@ def reconcile_partition(
     return report
 
 
-def _recompute(join: PartitionJoin, begin: Cursor, content: PartitionContent) -> _Recomputed:
-    found = _Recomputed()
-    waiting = {
-        Side.IMPRESSIONS: _records(content.impressions, begin.impression_offset),
-        Side.CONVERSIONS: _records(content.conversions, begin.conversion_offset),
-    }
-    at = dict.fromkeys(waiting, 0)
-    moved = True
-    while moved:
-        moved = False
-        for side, records in waiting.items():
-            if at[side] < len(records) and join.readable(side):
-                step = join.feed(side, records[at[side] : at[side] + _CHUNK])
-                at[side] += _CHUNK
-                moved = True
-                for output in step.groups:
-                    group = JoinRecord.FromString(output.value).group
-                    found.groups[group.offset] = output
-                for output in step.side:
-                    refused = Refused.FromString(output.value)
-                    found.side[SourceId(output.kind, refused.topic, refused.offset)] = output
-    return found
-
-
 class _Comparison:
     """The outputs of one partition against their recomputation."""
 
     def __init__(
         self,
-        settings: JoinSettings,
         content: PartitionContent,
         names: dict[Kind, str],
         partition: int,
-        begin: Cursor,
-        recomputed: _Recomputed,
         report: PartitionReport,
     ) -> None:
         self._content = content
         self._names = names
         self._partition = partition
-        self._begin = begin
-        self._recomputed = recomputed
         self._report = report
-        self._seen = _Seen()
-        self._progress = _expected_progress(settings, content, begin, recomputed)
+        self._whole = True
+        self.segments: dict[int, Segment] = {}
+        """Those that can be recomputed, by number, rising."""
+
+    # --- segments ---
+
+    def starts(self) -> dict[int, Start]:
+        """The start records by their segment, in order; the first of a segment counts."""
+        found: dict[int, Start] = {}
+        for record in self._content.reward_groups.records:
+            message = _decode(JoinRecord, record.value)
+            if message is not None and message.HasField("start"):
+                found.setdefault(message.start.segment, message.start)
+        return dict(sorted(found.items()))
+
+    def find_whole(self, starts: Mapping[int, Start]) -> list[int]:
+        """The segments whose inputs are all there; says what cannot be compared.
+
+        Raises:
+            RetentionLost: there is none.
+        """
+        groups = self._content.reward_groups
+        heads = Cursor(self._content.impressions.head, self._content.conversions.head)
+        reasons = []
+        if groups.head:
+            reasons.append(
+                f"partition {self._partition} cannot be checked before offset {groups.head} of "
+                f"{self._names[Kind.REWARD_GROUPS]}: expected its start record at offset 0, seen "
+                f"that retention has deleted the first {groups.head} records"
+            )
+        whole = []
+        for number, start in starts.items():
+            gone = [
+                f"{head - offset} records of the {side.value} from offset {offset}"
+                for side, head, offset in zip(
+                    Side,
+                    heads,
+                    (start.head.impression_offset, start.head.conversion_offset),
+                    strict=True,
+                )
+                if head > offset
+            ]
+            if not gone:
+                whole.append(number)
+                continue
+            reasons.append(
+                f"partition {self._partition} cannot be checked before offset "
+                f"{heads.impression_offset} of the impressions and {heads.conversion_offset} of "
+                f"the conversions: expected the inputs from the start record on, seen that "
+                f"retention has deleted {' and '.join(gone)}"
+            )
+        if not whole:
+            raise RetentionLost(f"{'; '.join(reasons)}: so it cannot be checked at all")
+        self._whole = not reasons
+        self._report.not_compared += reasons
+        return whole
+
+    def tell_loss(self, start: Start) -> None:
+        """Say what was given up at a start, and check its sum."""
+        if not start.HasField("loss"):
+            return
+        loss = start.loss
+        self._report.losses.append(
+            f"partition {self._partition}: {loss.impressions} impressions and {loss.conversions} "
+            f"conversions were given up before offset {start.head.impression_offset} of the "
+            f"impressions and {start.head.conversion_offset} of the conversions"
+        )
+        for what, seen, head, done in (
+            (
+                "impressions",
+                loss.impressions,
+                start.head.impression_offset,
+                loss.done.impression_offset,
+            ),
+            (
+                "conversions",
+                loss.conversions,
+                start.head.conversion_offset,
+                loss.done.conversion_offset,
+            ),
+        ):
+            if seen != max(0, head - done):
+                self._report.differences.append(
+                    Difference(
+                        self._names[Kind.REWARD_GROUPS],
+                        self._partition,
+                        None,
+                        f"start of segment {start.segment}: loss.{what}",
+                        str(max(0, head - done)),
+                        str(seen),
+                    )
+                )
+
+    # --- records ---
 
     def compare_groups(self) -> None:
         """Compare every record of the reward-groups partition."""
-        topic, report, seen = self._names[Kind.REWARD_GROUPS], self._report, self._seen
+        topic, report = self._names[Kind.REWARD_GROUPS], self._report
+        grouped: set[tuple[int, int]] = set()
         for record in self._content.reward_groups.records:
             message = _decode(JoinRecord, record.value)
             if message is None or message.WhichOneof("kind") is None:
-                self._differ(topic, record, "value", "a JoinRecord", shown(record.value))
-            elif message.HasField("group"):
-                group = message.group
-                if group.offset in seen.grouped:
-                    report.repeats += 1
-                seen.grouped.add(group.offset)
-                seen.joined.update(each.offset for each in group.conversions)
-                self._reach(group.standing)
-                expected = self._recomputed.groups.get(group.offset)
-                what = f"group of impression {group.offset}"
-                self._compare(topic, record, what, expected, message)
-            elif message.HasField("progress"):
-                self._reach(message.progress.standing)
-                self._compare_progress(topic, record, message)
-        report.groups = len(seen.grouped)
+                self.differ(topic, record, "value", "a JoinRecord", shown(record.value))
+                continue
+            if message.HasField("start"):
+                continue
+            told = _told(message)
+            if isinstance(told, RewardGroup):
+                report.repeats += (told.standing.segment, told.offset) in grouped
+                grouped.add((told.standing.segment, told.offset))
+            segment = self.segments.get(told.standing.segment)
+            if segment is not None:
+                self._compare_told(topic, record, message, told, segment)
+            elif self._whole:
+                self.differ(
+                    topic, record, "standing.segment", "that of a start", str(told.standing.segment)
+                )
+        report.groups = len({offset for _, offset in grouped})
 
-    def _compare_progress(self, topic: str, record: LogRecord, message: JoinRecord) -> None:
-        expected = JoinRecord(progress=self._progress.of(message.progress))
-        if encode(expected) != record.value:
-            path, wanted, found = first_difference(expected, message)
-            self._differ(topic, record, path, wanted, found)
+    def _compare_told(
+        self,
+        topic: str,
+        record: LogRecord,
+        message: JoinRecord,
+        told: RewardGroup | Boundary | Progress,
+        segment: Segment,
+    ) -> None:
+        segment.reach(told.standing)
+        if isinstance(told, Progress):
+            expected = JoinRecord(progress=segment.progress.of(told))
+            if encode(expected) != record.value:
+                self.differ(topic, record, *first_difference(expected, message))
+            return
+        what = "boundary" if isinstance(told, Boundary) else "group"
+        if isinstance(told, RewardGroup):
+            segment.grouped.add(told.offset)
+            segment.joined.update(each.offset for each in told.conversions)
+        else:
+            segment.crossed.add(told.offset)
+        output = segment.leaving.get(told.offset)
+        if output is None:
+            self.differ(topic, record, f"{what} of impression {told.offset}", "none", "one")
+        elif record.value != output.value:
+            wanted = JoinRecord.FromString(output.value)
+            self.differ(topic, record, *first_difference(wanted, message))
+        elif (record.key or b"") != output.key:
+            self.differ(topic, record, "key", shown(output.key), shown(record.key))
 
     def compare_refused(self) -> None:
         """Compare every late conversion, orphan and dead letter."""
@@ -248,196 +272,93 @@ class _Comparison:
             for record in log.records:
                 message = _decode(Refused, record.value)
                 if message is None:
-                    self._differ(
+                    self.differ(
                         self._names[kind], record, "value", "a Refused", shown(record.value)
                     )
-                    continue
-                source = SourceId(kind, message.topic, message.offset)
-                self._seen.side.add(source)
-                expected = self._recomputed.side.get(source)
-                what = f"record for {message.topic} offset {message.offset}"
-                self._compare(self._names[kind], record, what, expected, message)
+                else:
+                    self._compare_refused(kind, record, message)
+
+    def _compare_refused(self, kind: Kind, record: LogRecord, message: Refused) -> None:
+        """It does not say which segment it is of: it must be as one of them has it."""
+        source = SourceId(kind, message.topic, message.offset)
+        expected = [
+            (segment, segment.side[source])
+            for segment in self.segments.values()
+            if source in segment.side
+        ]
+        equal = [
+            segment
+            for segment, output in expected
+            if record.value == output.value and (record.key or b"") == output.key
+        ]
+        for segment in equal:
+            segment.refused.add(source)
+        if equal or not self._whole:
+            # Of a segment that cannot be recomputed; what is missing in another is found below.
+            return
+        if not expected:
+            what = f"record for {message.topic} offset {message.offset}"
+            self.differ(self._names[kind], record, what, "none", "one")
+            return
+        segment, output = expected[-1]
+        segment.refused.add(source)
+        if record.value != output.value:
+            wanted = Refused.FromString(output.value)
+            self.differ(self._names[kind], record, *first_difference(wanted, message))
+        else:
+            self.differ(self._names[kind], record, "key", shown(output.key), shown(record.key))
+
+    # --- what is not there ---
 
     def find_missing(self) -> None:
         """Find what lies before the furthest record's `done` and was not written."""
-        done = self._seen.furthest.done if self._seen.furthest is not None else CursorMessage()
-        for offset in sorted(self._recomputed.groups.keys() - self._seen.grouped):
-            if offset < done.impression_offset:
-                self._differ(
+        for segment in self.segments.values():
+            for offset, what in segment.missing_groups():
+                self.differ(
                     self._names[Kind.REWARD_GROUPS],
                     None,
-                    f"group of impression {offset}",
+                    f"{what} of impression {offset}",
                     "one",
                     "none",
                 )
-        ends = {
-            Side.IMPRESSIONS.value: done.impression_offset,
-            Side.CONVERSIONS.value: done.conversion_offset,
-        }
-        missing = self._recomputed.side.keys() - self._seen.side
-        for source in sorted(missing, key=lambda each: (each.kind.name, each.topic, each.offset)):
-            if source.offset < ends[source.topic]:
+            for source in segment.missing_refused():
                 what = f"record for {source.topic} offset {source.offset}"
-                self._differ(self._names[source.kind], None, what, "one", "none")
+                self.differ(self._names[source.kind], None, what, "one", "none")
 
     def conserve(self) -> None:
         """Count what became of every input record, and check that the sums add up to `done`."""
-        seen, begin = self._seen, self._begin
-        standing = seen.furthest or Standing(
-            done=CursorMessage(
-                impression_offset=begin.impression_offset, conversion_offset=begin.conversion_offset
-            )
-        )
-        counts, done = standing.counts, standing.done
-        sides = {kind: [each for each in seen.side if each.kind is kind] for kind in Kind}
-        dead = sides[Kind.DEAD_LETTERS]
-        impressions = {
-            "used": sorted(seen.grouped),
-            "dead_letters": _offsets(dead, Side.IMPRESSIONS),
-            "ticks": _ticks(self._content.impressions, begin.impression_offset),
-        }
-        conversions = {
-            "used": sorted(seen.joined),
-            "late": _offsets(sides[Kind.LATE], Side.CONVERSIONS),
-            "orphans": _offsets(sides[Kind.ORPHANS], Side.CONVERSIONS),
-            "dead_letters": _offsets(dead, Side.CONVERSIONS),
-            "ticks": _ticks(self._content.conversions, begin.conversion_offset),
-        }
-        self._report.impressions = self._fates(
-            "impressions",
-            impressions,
-            counts.impressions_duplicate,
-            (begin.impression_offset, done.impression_offset, self._content.impressions.end),
-        )
-        self._report.conversions = self._fates(
-            "conversions",
-            conversions,
-            counts.conversions_duplicate,
-            (begin.conversion_offset, done.conversion_offset, self._content.conversions.end),
-        )
+        report = self._report
+        for segment in self.segments.values():
+            impressions, conversions = segment.conserve(report.unconserved)
+            report.impressions += impressions
+            report.conversions += conversions
 
-    def _fates(
-        self,
-        what: str,
-        found: dict[str, list[int]],
-        duplicates: int,
-        limits: tuple[int, int, int],
-    ) -> Fates:
-        begin, done, end = limits
-        decided = {name: bisect_left(offsets, done) for name, offsets in found.items()}
-        total = sum(decided.values()) + duplicates
-        if total != done - begin:
-            self._report.unconserved.append(
-                f"partition {self._partition}: expected the {done - begin} {what} from offset "
-                f"{begin} to {done} to have a fate each, seen {total}: {decided}, "
-                f"duplicates {duplicates}"
-            )
-        counted = {name: len(offsets) for name, offsets in found.items()}
-        left = end - begin - sum(counted.values()) - duplicates
-        if left < 0:
-            self._report.unconserved.append(
-                f"partition {self._partition}: expected no more fates than the {end - begin} {what}"
-                f" that were read, seen {-left} too many: {counted}, duplicates {duplicates}"
-            )
-        return Fates(
-            read=end - begin,
-            used=counted["used"],
-            late=counted.get("late", 0),
-            orphans=counted.get("orphans", 0),
-            duplicates=duplicates,
-            dead_letters=counted["dead_letters"],
-            ticks=counted["ticks"],
-            open=max(left, 0),
-        )
-
-    def _reach(self, standing: Standing) -> None:
-        if self._seen.furthest is None or _order(standing) > _order(self._seen.furthest):
-            self._seen.furthest = standing
-
-    def _compare(
-        self, topic: str, record: LogRecord, what: str, expected: Output | None, message: Message
-    ) -> None:
-        if expected is None:
-            self._differ(topic, record, what, "none", "one")
-        elif record.value != expected.value:
-            wanted = type(message).FromString(expected.value)
-            path, left, right = first_difference(wanted, message)
-            self._differ(topic, record, path, left, right)
-        elif (record.key or b"") != (expected.key or b""):
-            self._differ(topic, record, "key", shown(expected.key), shown(record.key))
-
-    def _differ(
+    def differ(
         self, topic: str, record: LogRecord | None, field: str, expected: str, seen: str
     ) -> None:
+        """Note a difference."""
         offset = None if record is None else record.offset
         self._report.differences.append(
             Difference(topic, self._partition, offset, field, expected, seen)
         )
 
 
-def _expected_progress(
-    settings: JoinSettings, content: PartitionContent, begin: Cursor, recomputed: _Recomputed
-) -> ExpectedProgress:
-    kinds = {kind: [each for each in recomputed.side if each.kind is kind] for kind in Kind}
-    members = [
-        each.offset
-        for output in recomputed.groups.values()
-        for each in JoinRecord.FromString(output.value).group.conversions
-    ]
-    return ExpectedProgress(
-        settings,
-        content.impressions,
-        content.conversions,
-        begin,
-        FateOffsets(
-            used=sorted(recomputed.groups),
-            dead=_offsets(kinds[Kind.DEAD_LETTERS], Side.IMPRESSIONS),
-            ticks=_ticks(content.impressions, begin.impression_offset),
-        ),
-        FateOffsets(
-            used=sorted(members),
-            dead=_offsets(kinds[Kind.DEAD_LETTERS], Side.CONVERSIONS),
-            ticks=_ticks(content.conversions, begin.conversion_offset),
-            late=_offsets(kinds[Kind.LATE], Side.CONVERSIONS),
-            orphans=_offsets(kinds[Kind.ORPHANS], Side.CONVERSIONS),
-        ),
-    )
+def _begins_with_start(output: Log) -> bool:
+    first = _decode(JoinRecord, output.records[0].value) if output.records else None
+    return first is not None and first.HasField("start")
 
 
-def _records(log: Log, begin: int) -> list[Record]:
-    return [
-        Record(each.offset, each.timestamp_ms, each.key, each.value, has_tick_header(each.headers))
-        for each in log.records
-        if each.offset >= begin
-    ]
-
-
-def _ticks(log: Log, begin: int) -> list[int]:
-    return [
-        each.offset
-        for each in log.records
-        if each.offset >= begin and is_tick(each.headers, each.value)
-    ]
-
-
-def _offsets(sources: Iterable[SourceId], side: Side) -> list[int]:
-    return sorted(each.offset for each in sources if each.topic == side.value)
+def _told(message: JoinRecord) -> RewardGroup | Boundary | Progress:
+    kind = message.WhichOneof("kind")
+    assert kind in ("group", "boundary", "progress")
+    told: RewardGroup | Boundary | Progress = getattr(message, kind)
+    return told
 
 
 def _all_open(log: Log) -> Fates:
-    ticks = len(_ticks(log, log.head))
+    ticks = sum(is_tick(each.headers, each.value) for each in log.records)
     read = log.end - log.head
     return Fates(read, 0, 0, 0, 0, 0, ticks, read - ticks)
-
-
-def _order(standing: Standing) -> tuple[int, int, int]:
-    done = standing.done
-    return standing.frontier_ms, done.impression_offset, done.conversion_offset
-
-
-def _is_start(value: bytes) -> bool:
-    message = _decode(JoinRecord, value)
-    return message is not None and message.HasField("start")
 
 
 def _decode(kind: type[_M], value: bytes | None) -> _M | None:

@@ -1,42 +1,51 @@
-"""The chain of policy versions as a pure function of the reward-groups log and the settings.
+"""The chain of policy versions as a pure function of the reward-groups log and the generations.
 
 Records of the join in, versions out; no Kafka, no clock, no files. Every slot (slots.py) that holds
 a group of the policy arm makes one version, N = f(version N-1, the slot's groups, settings).
 So a restart, a second learner, a replay and `grade reconcile` make the same bytes.
+
+Where a generation ends a new epoch begins with a version 1 that was not learned: it is the last one
+taken over to the new schema (policy/adoption.py), or what the generation gives as its start.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from grade.v1.decision_pb2 import ARM_POLICY, Decision
+from grade.v1.generation_pb2 import Generation
 from grade.v1.parameters_pb2 import Ledger, ParameterSnapshot, Version
 from grade.v1.refused_pb2 import Reason
 from grade.v1.reward_group_pb2 import RewardGroup
 from safetensors.numpy import save
 
+from policy.adoption import adopt_state
 from policy.checkpoint import digest
 from policy.errors import BoundaryError, CheckpointRefused
-from policy.schema import Schema
-from policy.trainer import StepReport, Trainer
-from policy.trainer_settings import TrainerSettings
+from policy.trainer import NOTHING, StepReport, Trainer
 from stream.codec import encode
-from stream.slots import Boundary, SlotCutter
+from stream.learning_terms import LearningTerms, read_learning_terms, read_names
+from stream.slots import Names, SlotCutter
 
 # Meaning of the state below; a checkpoint of another layout is refused.
-LAYOUT = 1
+LAYOUT = 2
+
+TAKEN_OVER = -1
+"""Slot of a version that was taken over, not learned."""
 
 _TRAINER = "trainer."
 _SNAPSHOT = "published.snapshot"
 _VERSION = "published.version"
 
+GenerationOf = Callable[[int], Generation]
+"""The generation of a number; raises BoundaryError if there is none."""
+
 
 class Learned(NamedTuple):
-    """What one slot made: the last slot of the version, its parameters and its lineage."""
+    """One version: the last slot that it learned from, its parameters and its lineage."""
 
     slot: int
     snapshot: ParameterSnapshot
@@ -44,45 +53,59 @@ class Learned(NamedTuple):
 
 
 class ChainState(NamedTuple):
-    """The whole state of a chain between two slots, as a checkpoint keeps it."""
+    """The whole state of a chain between two versions, as a checkpoint keeps it."""
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
 
 
+def by_number(generations: Mapping[int, Generation]) -> GenerationOf:
+    """Look generations up among those that are known."""
+
+    def find(number: int) -> Generation:
+        if number not in generations:
+            raise BoundaryError(
+                f"expected generation {number} among those of the generations topic, "
+                f"seen {sorted(generations)}"
+            )
+        return generations[number]
+
+    return find
+
+
 class VersionChain:
-    """Learns versions of one policy, slot by slot.
+    """Learns versions of one policy, slot by slot, from its first generation on.
 
     Args:
-        schema: the policy's schema.
-        settings: how to learn.
+        generations: finds the policy's generations by number.
         partitions: number of partitions of the reward-groups topic.
-        slot_ms: length of a slot in milliseconds of log time.
-        epoch: epoch of the versions.
+        generation: number of the one to begin in; only a chain that is restored begins in another
+            than the first.
+
+    Raises:
+        BoundaryError: there is no such generation, or this build cannot learn by it.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        settings: TrainerSettings,
-        partitions: int,
-        slot_ms: int,
-        epoch: int = 1,
-    ) -> None:
-        self._schema = schema
-        self._settings = settings
+    def __init__(self, generations: GenerationOf, partitions: int, *, generation: int = 1) -> None:
+        self._find = generations
         self._partitions = partitions
-        self._slot_ms = slot_ms
-        self._epoch = epoch
-        self._cutter = SlotCutter(partitions, slot_ms)
-        self._trainer = Trainer(schema, settings, epoch=epoch)
+        self._known_names: dict[int, Names] = {}
+        self._terms = terms = read_learning_terms(generations(generation))
+        self._epoch = 1
+        self._cutter = SlotCutter(partitions, terms.slot_ms, self._names)
+        self._trainer = Trainer(terms.schema, terms.trainer, start=terms.start)
         # Gathering the trainer's state costs milliseconds, and it is needed twice per version.
         self._trainer_state = self._trainer.state()
         self._latest: Learned | None = None
 
     @property
+    def terms(self) -> LearningTerms:
+        """Those of the generation that is being learned."""
+        return self._terms
+
+    @property
     def epoch(self) -> int:
-        """Epoch of the versions."""
+        """Epoch of the next version that is learned."""
         return self._epoch
 
     @property
@@ -119,47 +142,76 @@ class VersionChain:
     def read(self, partition: int, value: bytes | None, *, position: int | None = None) -> None:
         """Read one record without learning yet; arguments and errors as in `feed`."""
         self._cutter.feed(partition, value, position=position)
-        boundary = self._cutter.boundary
-        if boundary is not None and boundary.policy != self._schema.policy:
-            raise BoundaryError(
-                f"reward-groups partition {partition}: expected records of policy "
-                f"{self._schema.policy!r}, seen policy {boundary.policy!r}"
-            )
 
     def learn(self) -> Iterator[Learned]:
-        """Learn the complete slots one by one; between two of them `state` is the whole state."""
-        for slot, groups in self._cutter.complete():
-            learnable = [group for group in groups if in_policy_arm(group)]
-            if learnable:
-                report = self._trainer.step(learnable, slot=slot)
-                self._trainer_state = self._trainer.state()
-                self._latest = self._make_version(slot, report)
-                yield self._latest
+        """Make every version that can be made; between two of them `state` is the whole state."""
+        if self._terms.start is not None and self._latest is None:
+            yield self._take_over()
+        while True:
+            for slot, groups in self._cutter.complete():
+                learnable = [group for group in groups if in_policy_arm(group)]
+                if learnable:
+                    report = self._trainer.step(learnable, slot=slot)
+                    self._trainer_state = self._trainer.state()
+                    self._latest = self._make_version(slot, report)
+                    yield self._latest
+            if not self._cutter.ended:
+                return
+            self._begin_next()
+            yield self._take_over()
+
+    def _begin_next(self) -> None:
+        """Go on in the next generation, with what has been learned or what it starts from."""
+        old, new = self._terms, read_learning_terms(self._find(self._terms.generation + 1))
+        trainer = Trainer(new.schema, new.trainer, epoch=self._epoch + 1, start=new.start)
+        if new.start is None:
+            state = adopt_state(self._trainer_state, trainer.state(), old.schema, new.schema)
+            trainer = Trainer.restore(new.schema, new.trainer, state)
+        self._terms = new
+        self._epoch += 1
+        self._trainer = trainer
+        self._trainer_state = trainer.state()
+        self._cutter.begin_next(new.slot_ms)
+
+    def _take_over(self) -> Learned:
+        report = NOTHING._replace(gate=self._trainer.opening())
+        self._latest = self._make_version(TAKEN_OVER, report)
+        return self._latest
+
+    def _names(self, generation: int) -> Names:
+        if generation not in self._known_names:
+            self._known_names[generation] = read_names(self._find(generation))
+        return self._known_names[generation]
 
     def _make_version(self, slot: int, report: StepReport) -> Learned:
-        parent = self.version
-        version = parent + 1
+        before = self._latest.version if self._latest else Version()
+        version = before.version + 1 if before.epoch == self._epoch else 1
+        terms = self._terms
         arrays = self._trainer.serving_parameters()
         parameters = save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
         parameters_sha256 = hashlib.sha256(parameters).digest()
         snapshot = ParameterSnapshot(
-            policy=self._schema.policy,
+            policy=terms.schema.policy,
             epoch=self._epoch,
             version=version,
-            parent=parent,
-            schema_digest=self._schema.digest,
+            parent=before.version,
+            parent_epoch=before.epoch,
+            generation=terms.generation,
+            schema_digest=terms.schema.digest,
             parameters=parameters,
             parameters_sha256=parameters_sha256,
             slot=slot,
-            slot_ms=self._slot_ms,
+            slot_ms=terms.slot_ms,
         )
         lineage = Version(
-            policy=self._schema.policy,
+            policy=terms.schema.policy,
             epoch=self._epoch,
             version=version,
-            parent=parent,
+            parent=before.version,
+            parent_epoch=before.epoch,
+            generation=terms.generation,
             slot=slot,
-            slot_ms=self._slot_ms,
+            slot_ms=terms.slot_ms,
             ledger=[
                 Ledger(partition=partition, offset=offset)
                 for partition, offset in enumerate(self._cutter.ledger)
@@ -184,57 +236,45 @@ class VersionChain:
         if self._latest is not None:
             tensors[_SNAPSHOT] = _as_bytes(encode(self._latest.snapshot))
             tensors[_VERSION] = _as_bytes(encode(self._latest.version))
-        return ChainState(tensors, self._identity() | self._progress())
-
-    def _identity(self) -> dict[str, str]:
-        """What a checkpoint must have in common with the settings, by name."""
-        return {
+        cutter = self._cutter
+        metadata = {
             "layout": str(LAYOUT),
-            "policy": self._schema.policy,
-            "schema_digest": self._schema.digest.hex(),
-            "trainer_settings": json.dumps(asdict(self._settings), sort_keys=True),
+            "policy": self._terms.schema.policy,
             "partitions": str(self._partitions),
-            "slot_ms": str(self._slot_ms),
+            "generation": str(self._terms.generation),
+            "generation_sha256": self._names(self._terms.generation).definition.hex(),
             "epoch": str(self._epoch),
-        }
-
-    def _progress(self) -> dict[str, str]:
-        boundary = self._cutter.boundary
-        return {
             "version": str(self.version),
-            "slot": "" if self._cutter.last_slot is None else str(self._cutter.last_slot),
-            "ledger": json.dumps(self._cutter.ledger),
-            "next_positions": json.dumps(self._cutter.next_positions),
-            "join_settings_digest": boundary.settings_digest.hex() if boundary else "",
-            "computation": str(boundary.computation) if boundary else "",
+            "slot": "" if cutter.last_slot is None else str(cutter.last_slot),
+            "ledger": json.dumps(cutter.ledger),
+            "next_positions": json.dumps(cutter.next_positions),
+            "segments": json.dumps(cutter.segments),
         }
+        return ChainState(tensors, metadata)
 
     @classmethod
     def restore(
-        cls,
-        schema: Schema,
-        settings: TrainerSettings,
-        partitions: int,
-        slot_ms: int,
-        state: ChainState,
-        epoch: int = 1,
+        cls, generations: GenerationOf, partitions: int, state: ChainState
     ) -> "VersionChain":
         """Go on from a state; the records from its next positions on must be read again.
 
         Raises:
-            BoundaryError: the state was made under other settings or another schema.
-            CheckpointRefused: the state is incomplete or malformed.
+            BoundaryError: the state was made in another system, or by other settings.
+            CheckpointRefused: the state is of another build, incomplete or malformed.
         """
-        chain = cls(schema, settings, partitions, slot_ms, epoch)
-        for name, expected in chain._identity().items():
-            seen = state.metadata.get(name)
-            if seen is None:
-                raise CheckpointRefused(
-                    f"expected the entry {name!r}, seen none", Reason.REASON_MISSING_FIELD
-                )
-            if seen != expected:
-                raise BoundaryError(_changed(name, expected, seen))
+        entries = state.metadata
+        layout = entries.get("layout")
+        if layout is None:
+            raise CheckpointRefused(
+                "expected the entry 'layout', seen none", Reason.REASON_MISSING_FIELD
+            )
+        if layout != str(LAYOUT):
+            raise CheckpointRefused(
+                f"expected the entry 'layout' to be {LAYOUT}, seen {layout}: of another build",
+                Reason.REASON_OTHER_SETTINGS,
+            )
         try:
+            chain = cls(generations, partitions, generation=int(entries["generation"]))
             chain._restore(state)
         # The file is sound, so another build wrote it, or somebody by hand: whatever is missing or
         # of another kind raises from where it is used.
@@ -247,24 +287,32 @@ class VersionChain:
 
     def _restore(self, state: ChainState) -> None:
         entries = state.metadata
-        boundary = None
-        if entries["computation"]:
-            boundary = Boundary(
-                self._schema.policy,
-                bytes.fromhex(entries["join_settings_digest"]),
-                int(entries["computation"]),
-            )
+        terms = self._terms
+        for name, expected in (
+            ("policy", terms.schema.policy),
+            ("partitions", str(self._partitions)),
+            ("generation_sha256", self._names(terms.generation).definition.hex()),
+        ):
+            if entries[name] != expected:
+                raise BoundaryError(
+                    f"the checkpoint was learned elsewhere: {name} is {expected} here, "
+                    f"{entries[name]} in the checkpoint of generation {terms.generation}; "
+                    "give each system a folder of its own"
+                )
+        self._epoch = int(entries["epoch"])
         self._cutter = SlotCutter(
             self._partitions,
-            self._slot_ms,
+            terms.slot_ms,
+            self._names,
+            generation=terms.generation,
             ledger=_integers(entries["ledger"]),
             next_positions=_integers(entries["next_positions"]),
+            segments=_integers(entries["segments"]),
             last_slot=int(entries["slot"]) if entries["slot"] else None,
-            boundary=boundary,
         )
         self._trainer = Trainer.restore(
-            self._schema,
-            self._settings,
+            terms.schema,
+            terms.trainer,
             {
                 name.removeprefix(_TRAINER): array
                 for name, array in state.tensors.items()
@@ -279,6 +327,7 @@ class VersionChain:
 
 
 def in_policy_arm(group: RewardGroup) -> bool:
+    """Whether a group is learned from."""
     return Decision.FromString(group.impression.decision.payload).arm == ARM_POLICY
 
 
@@ -289,16 +338,3 @@ def _as_bytes(value: bytes) -> np.ndarray:
 def _integers(text: str) -> list[int]:
     values: Any = json.loads(text)
     return [int(value) for value in values]
-
-
-def _changed(name: str, expected: str, seen: str) -> str:
-    if name == "trainer_settings":
-        now, then = json.loads(expected), json.loads(seen)
-        names = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
-        name = "trainer settings " + ", ".join(names)
-        expected = json.dumps({key: now.get(key) for key in names})
-        seen = json.dumps({key: then.get(key) for key in names})
-    return (
-        f"the checkpoint was learned under other settings: {name} is {expected} now, "
-        f"{seen} in the checkpoint; go back to it, or learn into topics and a folder of their own"
-    )

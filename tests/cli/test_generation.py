@@ -40,7 +40,7 @@ class System:
     def start(self) -> int:
         """What join and learner do first; the number of the generation that they go by."""
         schema = load_schema(self.schema_path)
-        found = generations_to_go_by(self.connection, self.topics, load_settings(), schema)
+        found = generations_to_go_by(load_settings(), schema, self.connection)
         return found[-1].generation
 
     def edit(self, was: str, now: str) -> None:

@@ -228,6 +228,24 @@ class Joined(NamedTuple):
     """Every start record in the topic."""
     open_groups: int
     progress: list[JoinRecord]
+    """Since the last start record."""
+
+    @property
+    def conserved(self) -> bool:
+        """Whether at every progress each record before `done` has exactly one fate."""
+        head = self.starts[-1].head
+        standings = [each.progress.standing for each in self.progress]
+        return bool(standings) and all(
+            (
+                sum(value for field, value in s.counts.ListFields() if "impressions" in field.name),
+                sum(value for field, value in s.counts.ListFields() if "conversions" in field.name),
+            )
+            == (
+                s.done.impression_offset - head.impression_offset,
+                s.done.conversion_offset - head.conversion_offset,
+            )
+            for s in standings
+        )
 
     @property
     def boundaries(self) -> list[int]:
@@ -283,7 +301,7 @@ def compare(connection: Connection, topics: Topics, schema: Schema) -> list[Join
                 repeats=len(groups) - len(distinct),
                 starts=[each.start for each in records if each.HasField("start")],
                 open_groups=core.open_groups,
-                progress=[each for each in records if each.HasField("progress")],
+                progress=[each for each in records[starts[-1] :] if each.HasField("progress")],
             )
         )
     return found

@@ -131,6 +131,7 @@ def test_workers_cross_a_boundary_and_one_of_them_is_killed(
 
     assert total_groups(found) == 300
     assert [each.boundaries for each in found] == [[2], [2]]
+    assert all(each.conserved for each in found)
     for each in found:
         assert numbers(each) == sorted(numbers(each))
         assert set(numbers(each)) == {1, 2}
@@ -190,6 +191,7 @@ def test_rolling_upgrade_across_a_computation(
 
     assert total_groups(found) == 200
     assert [each.boundaries for each in found] == [[2], [2]]
+    assert all(each.conserved for each in found)
     assert new.stop() == 0
 
 
@@ -233,4 +235,6 @@ def test_an_accepted_loss_is_recorded_and_what_is_left_is_joined(
         in (refusing.output)
     )
     assert start.loss.impressions > 0
+    assert whole.conserved
+    assert lost.conserved
     assert total_groups([whole, lost]) > 100

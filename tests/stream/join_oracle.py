@@ -251,13 +251,15 @@ class Oracle:
         return t <= frontier - (longest.early + longest.conversion_repeat)
 
     def frontier(self) -> int | None:
-        """Frontier of a progress record once all is read; None before both logs have begun.
+        """Frontier of a progress record once all is read; None before there can be one.
 
         Rule 8; a boundary that has not left holds it back.
         """
         if not self.impressions or not self.conversions:
             return None
         ct, it = self.conversion_times[-1], self.impression_times[-1]
+        if not self.is_closed(self.beginning.least_close_ms, ct):
+            return None
         left = [each for each in self.crossings if self.is_closed(each.close_time_ms, ct)]
         current = left[-1].begins if left else self.beginning.generation
         held = [each.time_ms for each in self.crossings[len(left) :]]

@@ -119,7 +119,7 @@ class Owner:
         rng: Random,
         heads: dict[Log, int] | None = None,
     ) -> None:
-        self.join = new_join(history, 1 if not output.main else len(history.definitions))
+        self.join = new_join(history, 1)
         self.history = history
         self.output = output
         self.rng = rng
@@ -153,6 +153,8 @@ class Owner:
         values = [output.value for output in self.output.main]
         seen = [JoinRecord.FromString(value) for value in values[-tail:]]
         told = [standing(record) for record in seen if not record.HasField("start")]
+        # Whoever comes when nothing has been told may know no generation but the first.
+        self.join = new_join(self.history, None if told else self.rng.choice([None, 1]))
         # Once retention has deleted the start, the first record is another.
         first = values[-tail:][0] if told and self.rng.random() < 0.1 else values[0]
         cursor = self.join.resume(first, values[-tail:], self.head)

@@ -4,65 +4,112 @@ Logs are as Kafka would hold them, so that the tests of learner and reconcile ca
 them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.decision_pb2 import ARM_POLICY, Decision, SignedDecision
+from grade.v1.generation_pb2 import Generation
 from grade.v1.impression_pb2 import Impression
 
 from policy.dirichlet import log_density, sample_weights
 from policy.fusion import arm
+from policy.rewards import COMPUTATION
 from policy.schema import Schema, load_schema
-from policy.trainer_settings import TrainerSettings
-from stream.codec import TICK_HEADER, TICK_VALUE, encode, partition_for
-from stream.join import Cursor, JoinSettings, Kind, PartitionJoin, Record
+from policy.trainer_settings import TrainerSettings, named_settings
+from stream.codec import BOUNDARY_HEADER, TICK_HEADER, TICK_VALUE, encode, partition_for
+from stream.generations import generation_of
+from stream.join import Cursor, JoinSettings, Kind, Output, PartitionJoin, Record
 from stream.join import Log as Side
+from stream.learning_terms import SLOT_SETTING
 from stream.logs import Log, LogRecord
 from stream.parameters import VersionId, snapshot_key
-from stream.reconcile import Content, ReconcileSettings
+from stream.reconcile import Content
+from stream.terms import MAX_RECORD_BYTES_SETTING, schema_of, terms_of
 from stream.topics import Topics
-from stream.version_chain import Learned, VersionChain
+from stream.version_chain import Learned, VersionChain, by_number
 
 SCHEMA: Schema = load_schema(Path(__file__).parent.parent / "example_schema.toml")
-JOIN = JoinSettings(window_ms=SCHEMA.window_ms, early_ms=SCHEMA.early_ms, late_ms=SCHEMA.late_ms)
 TRAINER = TrainerSettings(seed=7)
 SLOT_MS = 250
-SETTINGS = ReconcileSettings(join=JOIN, trainer=TRAINER, slot_ms=SLOT_MS)
 TOPICS = Topics("grade")
 BEGIN_MS = 1_700_000_000_000
 MEMBERS = 4
 ITEMS = 4
 
+Generations = Mapping[int, Generation]
 
-def impression(random: Random, request: int) -> Impression:
+
+def generation(
+    number: int = 1,
+    *,
+    schema: Schema = SCHEMA,
+    trainer: TrainerSettings = TRAINER,
+    slot_ms: int = SLOT_MS,
+    accepted: Sequence[Schema] = (),
+    initial_parameters: bytes = b"",
+) -> Generation:
+    """A generation as its topic has it."""
+    settings = {
+        MAX_RECORD_BYTES_SETTING: JoinSettings(1, 0, 1).max_record_bytes,
+        SLOT_SETTING: slot_ms,
+        **named_settings(trainer),
+    }
+    made = generation_of(schema, settings, COMPUTATION)
+    made.generation = number
+    made.accepted_schema_digests.extend(each.digest for each in accepted)
+    made.initial_parameters = initial_parameters
+    return made
+
+
+FIRST: Generations = {1: generation()}
+"""What is known of a policy that has had one generation."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A generation that begins in the middle of a world."""
+
+    generation: Generation
+    after: int
+    """So many requests come before its boundary."""
+    spread_ms: int = 130
+    """Time from its boundary in one partition to that in the next."""
+
+    def at_ms(self, partition: int, rate_ms: int) -> int:
+        """When its boundary is written."""
+        return BEGIN_MS + self.after * rate_ms + 1 + partition * self.spread_ms
+
+
+def impression(random: Random, request: int, schema: Schema = SCHEMA) -> Impression:
     """An impression whose decision was drawn from a Dirichlet around the baseline."""
     request_id, unit_id = f"request-{request}", f"unit-{random.randrange(1000)}"
-    alpha = 20 * SCHEMA.baseline()
+    alpha = 20 * schema.baseline()
     generator = np.random.default_rng(random.randrange(2**32))
-    policy_arm = arm(SCHEMA, unit_id)
+    policy_arm = arm(schema, unit_id)
     decision = Decision(
-        policy=SCHEMA.policy,
+        policy=schema.policy,
         request_id=request_id,
         unit_id=unit_id,
         epoch=1,
         version=1,
-        schema_digest=SCHEMA.digest,
+        schema_digest=schema.digest,
         arm=policy_arm,
-        features=[random.gauss(0, 1) for _ in SCHEMA.features],
+        features=[random.gauss(0, 1) for _ in schema.features],
     )
     if policy_arm == ARM_POLICY:
-        weights = sample_weights(generator, alpha, SCHEMA.floors(), MEMBERS)
+        weights = sample_weights(generator, alpha, schema.floors(), MEMBERS)
         decision.alpha.extend(alpha.tolist())
         decision.weights.extend(weights.ravel().tolist())
-        decision.log_densities.extend(log_density(weights, alpha, SCHEMA.floors()).tolist())
+        decision.log_densities.extend(log_density(weights, alpha, schema.floors()).tolist())
         decision.executed = random.randrange(MEMBERS)
     else:
-        decision.weights.extend(SCHEMA.baseline().tolist())
+        decision.weights.extend(schema.baseline().tolist())
     return Impression(
-        policy=SCHEMA.policy,
+        policy=schema.policy,
         request_id=request_id,
         decision=SignedDecision(payload=encode(decision)),
         item_ids=[f"item-{item}" for item in range(ITEMS)],
@@ -71,9 +118,8 @@ def impression(random: Random, request: int) -> Impression:
             score
             for _ in range(ITEMS)
             for score in (
-                random.uniform(0.01, 0.5),
-                random.uniform(0.001, 0.1),
-                random.uniform(1, 90),
+                random.uniform(*((0.01, 0.5), (0.001, 0.1), (1, 90))[number % 3])
+                for number in range(schema.n_objectives)
             )
         ],
         shown_at_ms=BEGIN_MS,
@@ -94,7 +140,12 @@ def conversion(random: Random, request: int, number: int) -> Conversion:
 
 
 def input_logs(
-    seed: int, requests: int, partitions: int, *, rate_ms: int = 40
+    seed: int,
+    requests: int,
+    partitions: int,
+    *,
+    rate_ms: int = 40,
+    begun: Sequence[Begun] = (),
 ) -> tuple[list[Log], list[Log]]:
     """Impressions and conversions with repeats, late ones, orphans, broken records and ticks.
 
@@ -103,13 +154,19 @@ def input_logs(
         requests: number of requests.
         partitions: number of partitions.
         rate_ms: milliseconds between two requests.
+        begun: generations that begin meanwhile; servers know their schema once the first boundary
+            has been written.
     """
     random = Random(seed)
     events: list[tuple[int, int, bytes, bytes]] = []  # time, side, key, value
     for request in range(requests):
         at = BEGIN_MS + request * rate_ms
         key = f"request-{request}".encode()
-        shown = encode(impression(random, request))
+        schema = next(
+            (schema_of(each.generation) for each in reversed(begun) if at > each.at_ms(0, rate_ms)),
+            SCHEMA,
+        )
+        shown = encode(impression(random, request, schema))
         events.append((at, 0, key, shown))
         if random.random() < 0.05:
             events.append((at + 300, 0, key, shown))
@@ -126,28 +183,36 @@ def input_logs(
         key = f"request-{orphan}".encode()
         events.append((at, 1, key, encode(conversion(random, orphan, 0))))
     end = BEGIN_MS + requests * rate_ms + SCHEMA.late_ms + SCHEMA.window_ms + 3 * SLOT_MS
+    records: list[tuple[int, int, int, bytes, bytes, tuple[tuple[str, bytes], ...]]] = [
+        (at, side, partition_for(key, partitions), key, value, ())
+        for at, side, key, value in events
+    ]
+    for each in begun:
+        records += [
+            (
+                each.at_ms(partition, rate_ms),
+                side,
+                partition,
+                b"",
+                encode(each.generation),
+                (BOUNDARY_HEADER,),
+            )
+            for partition in range(partitions)
+            for side in (0, 1)
+        ]
+    records += [
+        (at, side, partition, b"", TICK_VALUE, (TICK_HEADER,))
+        for at in (end - SCHEMA.window_ms, end)
+        for side in (0, 1)
+        for partition in range(partitions)
+    ]
     logs = ([Log(0, 0, []) for _ in range(partitions)], [Log(0, 0, []) for _ in range(partitions)])
-    for at, number, key, value in sorted(events):
-        _append(logs[number], partition_for(key, partitions), at, key, value)
-    for at in (end - SCHEMA.window_ms, end):
-        for side in logs:
-            for partition in range(partitions):
-                _append(side, partition, at, None, TICK_VALUE, tick=True)
+    for at, side, partition, key, value, headers in sorted(records):
+        log = logs[side][partition]
+        key_or_none = None if TICK_HEADER in headers else key
+        log.records.append(LogRecord(log.end, at, key_or_none, value, headers))
+        logs[side][partition] = log._replace(end=log.end + 1)
     return logs
-
-
-def _append(
-    side: list[Log],
-    partition: int,
-    at: int,
-    key: bytes | None,
-    value: bytes | None,
-    *,
-    tick: bool = False,
-) -> None:
-    head, end, records = side[partition]
-    records.append(LogRecord(end, at, key, value, [TICK_HEADER] if tick else ()))
-    side[partition] = Log(head, end + 1, records)
 
 
 def log_of(records: Sequence[tuple[bytes | None, bytes | None]]) -> Log:
@@ -160,7 +225,11 @@ def log_of(records: Sequence[tuple[bytes | None, bytes | None]]) -> Log:
 
 
 def join_logs(
-    impressions: list[Log], conversions: list[Log], *, chunk: int = 7
+    impressions: list[Log],
+    conversions: list[Log],
+    *,
+    generations: Generations = FIRST,
+    chunk: int = 7,
 ) -> dict[Kind, list[Log]]:
     """What the join writes, per kind and partition, reading both logs in small turns."""
     partitions = len(impressions)
@@ -168,31 +237,61 @@ def join_logs(
         kind: [[] for _ in range(partitions)] for kind in Kind
     }
     for partition in range(partitions):
-        join = PartitionJoin(SCHEMA, JOIN, partition=partition, partitions=partitions)
-        start = join.start_record(Cursor(0, 0))
-        outputs[start.kind][partition].append((start.key, start.value))
-        at = dict(zip(Side, join.resume(start.value, [start.value], Cursor(0, 0)), strict=True))
         logs = {Side.IMPRESSIONS: impressions[partition], Side.CONVERSIONS: conversions[partition]}
-        moved = True
-        while moved:
-            moved = False
-            for side, log in logs.items():
-                records = [
-                    Record(each.offset, each.timestamp_ms, each.key, each.value, bool(each.headers))
-                    for each in log.records[at[side] : at[side] + chunk]
-                ]
-                if records and join.readable(side):
-                    step = join.feed(side, records)
-                    at[side] += len(records)
-                    moved = True
-                    for output in [*step.side, *step.groups, *step.progress]:
-                        outputs[output.kind][partition].append((output.key, output.value))
+        for output in join_partition(generations, logs, partition, partitions, chunk):
+            outputs[output.kind][partition].append((output.key, output.value))
     return {kind: [log_of(records) for records in found] for kind, found in outputs.items()}
 
 
-def learn_logs(groups: list[Log], trainer: TrainerSettings = TRAINER) -> list[Learned]:
+def join_partition(
+    generations: Generations,
+    logs: Mapping[Side, Log],
+    partition: int,
+    partitions: int,
+    chunk: int = 7,
+) -> Iterator[Output]:
+    """What the join writes of one partition, the outputs of one turn after the other's."""
+    join = PartitionJoin(terms_of(generations.values()), partition=partition, partitions=partitions)
+    start = join.start_record(Cursor(0, 0), 1)
+    yield start
+    begin = join.resume(start.value, [start.value], Cursor(0, 0))
+    yield from read_on(join, logs, dict(zip(Side, begin, strict=True)), chunk)
+
+
+def read_on(
+    join: PartitionJoin, logs: Mapping[Side, Log], at: dict[Side, int], chunk: int = 7
+) -> Iterator[Output]:
+    """What the join writes when it reads on from `at` to the end of both logs."""
+    moved = True
+    while moved:
+        moved = False
+        for side, log in logs.items():
+            records = [
+                Record(
+                    each.offset,
+                    each.timestamp_ms,
+                    each.key,
+                    each.value,
+                    tick=TICK_HEADER in each.headers,
+                    boundary=BOUNDARY_HEADER in each.headers,
+                )
+                for each in log.records[at[side] : at[side] + chunk]
+            ]
+            if records and join.readable(side):
+                step = join.feed(side, records)
+                at[side] += len(records)
+                moved = True
+                yield from [*step.side, *step.groups, *step.progress]
+
+
+def new_chain(partitions: int, generations: Generations = FIRST) -> VersionChain:
+    """A chain that has read nothing."""
+    return VersionChain(by_number(generations), partitions)
+
+
+def learn_logs(groups: list[Log], generations: Generations = FIRST) -> list[Learned]:
     """What the learner makes of the reward groups, one partition after the other."""
-    chain = VersionChain(SCHEMA, trainer, len(groups), SLOT_MS)
+    chain = new_chain(len(groups), generations)
     return [
         learned
         for partition, log in enumerate(groups)
@@ -218,12 +317,14 @@ def content(
     seed: int = 1,
     requests: int = 60,
     partitions: int = 2,
-    trainer: TrainerSettings = TRAINER,
+    first: Generation = FIRST[1],
+    begun: Sequence[Begun] = (),
 ) -> Content:
     """All topics after a run without any fault."""
-    impressions, conversions = input_logs(seed, requests, partitions)
-    outputs = join_logs(impressions, conversions)
-    versions, parameters = published_logs(learn_logs(outputs[Kind.REWARD_GROUPS], trainer))
+    generations = {1: first, **{each.generation.generation: each.generation for each in begun}}
+    impressions, conversions = input_logs(seed, requests, partitions, begun=begun)
+    outputs = join_logs(impressions, conversions, generations=generations)
+    versions, parameters = published_logs(learn_logs(outputs[Kind.REWARD_GROUPS], generations))
     return Content(
         TOPICS,
         impressions=impressions,

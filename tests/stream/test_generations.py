@@ -230,12 +230,17 @@ def test_begin_writes_one_record_and_a_boundary_everywhere(
     """Impressions have theirs before conversions get theirs; a second run writes nothing."""
     ensure_first(connection, topics, wanted())
     longer = wanted(("window_s = 5.0", "window_s = 7.5"))
+    assert missing_boundaries(connection, topics, "example", partitions=2) == []
     second = begin(connection, topics, longer, partitions=2, note="longer window")
     assert (second.generation, second.note) == (2, "longer window")
     assert list(second.accepted_schema_digests) == [longer.schema_digest, schema().digest]
     assert begin(connection, topics, longer, partitions=2) == second
 
     assert read_generations(connection, topics, "example")[1:] == [second]
+    # Its record again, marked: the boundaries need not be looked for when retention has them.
+    written = read_topic(connection, topics.generations)
+    assert [record.headers for record in written] == [[], [], [BOUNDARY_HEADER]]
+    assert written[1].value == written[2].value
     times = []
     for topic in topics.inputs:
         assert boundaries(connection, topic) == [(p, b"", encode(second)) for p in (0, 1)]

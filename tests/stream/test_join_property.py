@@ -17,6 +17,7 @@ from policy.errors import OffsetGap
 from stream.join import Log
 from tests.stream.join_checks import Expected
 from tests.stream.join_histories import History, random_history, tick
+from tests.stream.join_losses import check_losses, run_with_losses, segments_of
 from tests.stream.join_oracle import Fate, Oracle
 from tests.stream.join_owners import (
     OutputPartition,
@@ -87,17 +88,32 @@ def test_owners_that_crash_and_zombies_agree_with_the_oracle(rng: Random) -> Non
     check_crashes(random_history(rng), rng)
 
 
+@property_test
+@given(randoms)
+def test_owners_that_accept_losses_agree_with_the_oracle(rng: Random) -> None:
+    check_accepted_losses(random_history(rng), rng)
+
+
+def check_accepted_losses(history: History, rng: Random) -> int:
+    output = OutputPartition()
+    run_with_losses(history, output, rng)
+    check_losses(history, output)
+    return len(segments_of(history, output)) - 1
+
+
 def test_seeded_histories_agree_with_the_oracle() -> None:
-    crashes = 0
+    crashes = losses = 0
     for seed in range(HISTORIES):
         history = random_history(Random(seed))
         try:
             check_one_owner(history, Random(seed))
             crashes += check_crashes(history, Random(seed))
+            losses += check_accepted_losses(history, Random(seed))
         except Exception as error:
             error.add_note(f"seed {seed}\n{history!r}")
             raise
     assert crashes > HISTORIES / 2, "the histories have to crash to mean something"
+    assert losses > HISTORIES / 4, "records have to be lost to mean something"
 
 
 @property_test

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from grade.v1.generation_pb2 import Generation
 from grade.v1.parameters_pb2 import ParameterSnapshot, Version
 from grade.v1.reward_group_pb2 import JoinRecord
 
@@ -22,15 +23,17 @@ from stream.codec import encode
 from stream.connection import Connection
 from stream.join import Kind
 from stream.learner import Learner, LearnerSettings
-from stream.logs import Log, read_logs
+from stream.logs import Log, LogRecord, read_logs
 from stream.parameters import VersionId, parse_snapshot_key, snapshot_key, summarise
 from stream.topics import Topics, create
-from stream.version_chain import Learned, VersionChain
+from stream.version_chain import Learned
 from tests.kafka import Produced, await_until, create_fresh, fresh_plan, produce, read_topic
 from tests.stream import learner_world as world
-from tests.stream.learner_world import SCHEMA, TRAINER
+from tests.stream.test_chain_generations import BEGUN, GENERATIONS, LONGER
 
 PARTITIONS = 2
+WANTED = world.generation(0)
+"""What the learner's own settings say."""
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,14 @@ def expected(groups: list[Log]) -> list[Learned]:
 class Running:
     """A learner in a thread of its own."""
 
-    def __init__(self, connection: Connection, topics: Topics, settings: LearnerSettings) -> None:
-        self.learner = Learner(SCHEMA, TRAINER, settings, connection, topics)
+    def __init__(
+        self,
+        connection: Connection,
+        topics: Topics,
+        settings: LearnerSettings,
+        wanted: Generation = WANTED,
+    ) -> None:
+        self.learner = Learner(wanted, settings, connection, topics)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
 
@@ -84,9 +93,14 @@ class Running:
 
 
 @contextmanager
-def running(connection: Connection, topics: Topics, settings: LearnerSettings) -> Iterator[Running]:
+def running(
+    connection: Connection,
+    topics: Topics,
+    settings: LearnerSettings,
+    wanted: Generation = WANTED,
+) -> Iterator[Running]:
     """A learner that is stopped at the end, and must then have ended without an error."""
-    learner = Running(connection, topics, settings).start()
+    learner = Running(connection, topics, settings, wanted).start()
     try:
         yield learner
     finally:
@@ -97,6 +111,14 @@ def settings(folder: Path) -> LearnerSettings:
     return LearnerSettings(PARTITIONS, folder, versions_per_checkpoint=1)
 
 
+def write_generations(
+    connection: Connection, topics: Topics, generations: world.Generations = world.FIRST
+) -> None:
+    """Write generations as whoever begins them does."""
+    records = [Produced(encode(each), b"example") for each in generations.values()]
+    produce(connection, topics.generations, records)
+
+
 def write_groups(
     connection: Connection,
     topics: Topics,
@@ -104,6 +126,8 @@ def write_groups(
     part: Callable[[int], slice] = lambda _: slice(None),
 ) -> None:
     """Write the records of a part of every partition's log; `part` gets the log's length."""
+    if not read_topic(connection, topics.generations):
+        write_generations(connection, topics)
     produce(
         connection,
         topics.reward_groups,
@@ -215,7 +239,8 @@ def test_a_checkpoint_of_another_log_publishes_nothing(
     connection: Connection, topics: Topics, groups: list[Log], tmp_path: Path
 ) -> None:
     """Its version would be the topics' next, but its positions lie beyond their ends."""
-    chain = VersionChain(SCHEMA, TRAINER, PARTITIONS, world.SLOT_MS)
+    write_generations(connection, topics)
+    chain = world.new_chain(PARTITIONS)
     for partition, log in enumerate(groups):
         for record in log.records:
             chain.read(partition, record.value, position=record.offset)
@@ -398,14 +423,105 @@ def test_only_the_last_snapshots_stay(
     assert len(found_versions(connection, topics)) == last
 
 
-def test_a_checkpoint_of_other_settings_is_a_boundary(
+def test_a_checkpoint_of_another_system_is_refused(
     connection: Connection, topics: Topics, groups: list[Log], tmp_path: Path
 ) -> None:
     write_groups(connection, topics, groups)
     with running(connection, topics, settings(tmp_path)) as learner:
         await_until(lambda: (learner.learner.health()["version"] or 0) >= 1)
-    with pytest.raises(BoundaryError, match="slot_ms is 500 now, 250 in the checkpoint"):
-        Running(connection, topics, replace(settings(tmp_path), slot_ms=500)).start().wait()
+    other = create_fresh(connection)
+    noted = world.generation()
+    noted.note = "another system's"
+    write_generations(connection, other, {1: noted})
+    with pytest.raises(BoundaryError, match=r"generation_sha256 is .* in the checkpoint of gen"):
+        Running(connection, other, settings(tmp_path)).start().wait()
+
+
+def test_settings_that_no_generation_has_begun_are_refused(
+    connection: Connection, topics: Topics, tmp_path: Path
+) -> None:
+    write_generations(connection, topics, {1: world.generation(slot_ms=500)})
+    with pytest.raises(BoundaryError, match=r"learn_slot_ms: expected 500 .* seen 250"):
+        Running(connection, topics, settings(tmp_path)).start().wait()
+
+
+def test_the_first_learner_of_a_new_system_begins_its_first_generation(
+    connection: Connection, topics: Topics, tmp_path: Path
+) -> None:
+    with running(connection, topics, settings(tmp_path)) as learner:
+        await_until(lambda: learner.learner.health()["status"] == "ok")
+    (begun,) = [Generation.FromString(e.value) for e in read_topic(connection, topics.generations)]
+    assert begun.generation == 1
+    assert begun.schema_digest == WANTED.schema_digest
+
+
+def test_a_forged_lineage_of_a_far_version_does_not_stop_publishing(
+    connection: Connection,
+    topics: Topics,
+    groups: list[Log],
+    expected: list[Learned],
+    tmp_path: Path,
+) -> None:
+    write_groups(connection, topics, groups)
+    publish(connection, topics, expected[:3])
+    forged = Version.FromString(encode(expected[-1].version))
+    forged.version += 1000
+    produce(connection, topics.versions, [Produced(encode(forged), b"example")])
+    with running(connection, topics, settings(tmp_path)) as learner:
+        learner.await_version(len(expected))
+    versions = found_versions(connection, topics)
+    assert versions[3] == encode(forged)
+    assert [*versions[:3], *versions[4:]] == [encode(each.version) for each in expected]
+
+
+def test_generations_that_begin_while_the_learner_runs_are_crossed(
+    connection: Connection, topics: Topics, tmp_path: Path
+) -> None:
+    """It is killed in the middle and comes back under the settings of the last one."""
+    logs = world.input_logs(3, 100, PARTITIONS, begun=BEGUN)
+    groups = world.join_logs(*logs, generations=GENERATIONS)[Kind.REWARD_GROUPS]
+    expected = world.learn_logs(groups, GENERATIONS)
+    second = next(at for at, each in enumerate(expected) if each.version.epoch == 2)
+    write_generations(connection, topics)
+    with running(connection, topics, settings(tmp_path)) as learner:
+        await_until(lambda: learner.learner.health()["status"] == "ok")
+        later = {number: each for number, each in GENERATIONS.items() if number > 1}
+        write_generations(connection, topics, later)
+        third = [
+            next(at for at, each in enumerate(log.records) if of_generation(each, 3))
+            for log in groups
+        ]
+        for partition, log in enumerate(groups):
+            part = [Log(0, 0, []) for _ in groups]
+            part[partition] = Log(0, 0, log.records[: third[partition]])
+            write_groups(connection, topics, part)
+        await_until(
+            lambda: (
+                (learner.learner.health()["epoch"], learner.learner.health()["generation"])
+                == (2, 2)
+            ),
+            30.0,
+            "the second epoch",
+        )
+    versions = found_versions(connection, topics)
+    assert versions == [encode(each.version) for each in expected[: len(versions)]]
+    assert len(versions) > second
+    for partition, log in enumerate(groups):
+        part = [Log(0, 0, []) for _ in groups]
+        part[partition] = Log(0, 0, log.records[third[partition] :])
+        write_groups(connection, topics, part)
+    wanted = world.generation(0, schema=LONGER, slot_ms=400)
+    with running(connection, topics, settings(tmp_path), wanted) as learner:
+        await_until(lambda: len(found_versions(connection, topics)) == len(expected))
+    assert found_versions(connection, topics) == [encode(each.version) for each in expected]
+    keys = [record.key for record in read_topic(connection, topics.parameters)]
+    assert keys[-1] == snapshot_key("example", VersionId(3, expected[-1].version.version))
+
+
+def of_generation(record: LogRecord, generation: int) -> bool:
+    message = JoinRecord.FromString(record.value or b"")
+    kind = message.WhichOneof("kind") or ""
+    return bool(getattr(message, kind).generation == generation)
 
 
 def test_a_gap_in_the_groups_stops_the_learner(
@@ -444,7 +560,7 @@ def test_a_learner_that_waits_for_kafka_says_so_and_can_be_stopped(tmp_path: Pat
     learner = Running(nobody, Topics("nobody"), settings(tmp_path)).start()
     await_until(lambda: learner.learner.health()["kafka_retries"] > 1)
     status = learner.learner.health()["status"]
-    assert "waiting for Kafka (read_published)" in status
+    assert "waiting for Kafka (ensure_first)" in status
     assert "127.0.0.1:1" in status
     learner.stop()
 

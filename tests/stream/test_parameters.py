@@ -9,10 +9,17 @@ from stream.logs import LogRecord
 from stream.parameters import Published, VersionId, summarise
 
 
-def lineage(version: int) -> bytes:
-    return encode(
-        Version(policy="feed", epoch=1, version=version, parameters_sha256=bytes([version]) * 32)
-    )
+def lineage(version: int, epoch: int = 1) -> bytes:
+    sha256 = bytes([version % 256]) * 32
+    return encode(Version(policy="feed", epoch=epoch, version=version, parameters_sha256=sha256))
+
+
+def lineages(*names: tuple[int, int]) -> list[LogRecord]:
+    """Records of versions, each as (epoch, version)."""
+    return [
+        LogRecord(at, 0, b"feed", lineage(version, epoch))
+        for at, (epoch, version) in enumerate(names)
+    ]
 
 
 def snapshot(version: int, parameters: int | None = None) -> bytes:
@@ -69,10 +76,38 @@ def test_a_snapshot_of_the_right_name_and_other_content_is_a_contradiction() -> 
         found(*good(1, 2), ("feed/1/2", encode(other)))
 
 
-def test_a_lineage_that_cannot_be_read_is_named() -> None:
-    records = [LogRecord(0, 0, b"feed", lineage(1)), LogRecord(7, 0, b"feed", b"\xff\xff")]
-    with pytest.raises(StreamError, match=r"versions offset 7: expected the lineage .* seen 2 by"):
-        summarise("feed", records, [])
+FAR = (2**40, 2**40)
+
+
+@pytest.mark.parametrize(
+    ("names", "last"),
+    [
+        pytest.param([(1, 1), (1, 2), (1, 200), (1, 3)], (1, 3), id="a far version"),
+        pytest.param([(1, 1), FAR, (1, 2)], (1, 2), id="a far epoch"),
+        pytest.param([(1, 1), (1, 2), (2, 1), (2, 2)], (2, 2), id="a next epoch"),
+        pytest.param([(1, 1), (2, 1), (1, 2), (2, 2)], (2, 2), id="back to an ended epoch"),
+        pytest.param([(1, 1), (2, 2), (3, 1)], (1, 1), id="an epoch that begins in the middle"),
+        pytest.param([(1, 1), (1, 2), (2, 1), (1, 2), (2, 2)], (2, 2), id="a repeat"),
+        pytest.param([(1, 7), (1, 8), (2, 1), FAR], (2, 1), id="the beginning deleted"),
+        pytest.param([(1, 7), (1, 9)], (1, 7), id="a gap after that"),
+        pytest.param([(1, 0), (1, 7), (1, 8)], (1, 8), id="no version"),
+    ],
+)
+def test_only_lineage_that_continues_what_is_before_it_counts(
+    names: list[tuple[int, int]], last: tuple[int, int]
+) -> None:
+    assert summarise("feed", lineages(*names), []).last_version == VersionId(*last)
+
+
+def test_nothing_deleted_means_that_the_first_version_comes_first() -> None:
+    forged_first = lineages(FAR, (1, 1), (1, 2))
+    assert summarise("feed", forged_first, [], whole=True).last_version == VersionId(1, 2)
+
+
+@pytest.mark.parametrize("value", [b"\xff\xff", b"", None])
+def test_what_is_no_lineage_is_left_alone(value: bytes | None) -> None:
+    records = [*lineages((1, 1)), LogRecord(7, 0, b"feed", value), *lineages((1, 2))]
+    assert summarise("feed", records, []).last_version == VersionId(1, 2)
 
 
 def test_two_different_lineages_of_one_version_are_refused() -> None:
