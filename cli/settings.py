@@ -5,28 +5,43 @@ there. Settings are read here and nowhere else; what a process needs is passed d
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from grade.v1.refused_pb2 import Reason
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
-from policy.errors import SettingsError
+from policy.errors import SettingsError, quoted
+from policy.names import has_control_character
+from policy.toml_table import parse_toml, read_text
+from stream.checks import MOST_MEMBERS
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0)]
-Milliseconds = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def _no_truth_value(value: object) -> object:
+    """True and False count as 1 and 0 in Python, and mean something else in a settings file."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number")
+    return value
+
+
+_IS_NUMBER = BeforeValidator(_no_truth_value)
+# Upper limits are where a number stops to make sense, so that no library below meets it first.
+Port = Annotated[int, Field(ge=0, le=65535), _IS_NUMBER]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000), _IS_NUMBER]
+Seconds = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
+Milliseconds = Annotated[int, Field(ge=1, le=86_400_000), _IS_NUMBER]
+Steps = Annotated[int, Field(ge=0, le=10_000), _IS_NUMBER]
+Positive = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
+Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), _IS_NUMBER]
 
 ENVIRONMENT_PREFIX = "GRADE_"
 CONFIG_VARIABLE = "GRADE_CONFIG"
@@ -60,7 +75,7 @@ class Settings(BaseSettings):
     """Kafka brokers as host:port, separated by commas."""
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*$")] = "grade"
     """First part of every topic's name."""
-    partitions: Count = 4
+    partitions: Annotated[Count, Field(le=100_000)] = 4
     """Partitions of the event topics; fixed for the life of the topics."""
     timestamps: Literal["broker", "event"] = "broker"
     """Whose time event topics carry: the broker's (live) or the event's own (replaying history)."""
@@ -71,9 +86,9 @@ class Settings(BaseSettings):
     """Port of the policy server; 0 takes a free one."""
     serve_workers: Count = 1
     """Server processes that share the port; each core that is to answer needs one."""
-    serve_members: Count = 8
+    serve_members: Annotated[Count, Field(le=MOST_MEMBERS)] = 8
     """Weight vectors per sampled group."""
-    serve_seed: int = 0
+    serve_seed: Seed = 0
     """Seed of the draws; part of what makes a decision recomputable."""
     serve_max_concurrent_rpcs: Count = 256
     """Calls in flight beyond which further ones are refused with RESOURCE_EXHAUSTED."""
@@ -105,7 +120,7 @@ class Settings(BaseSettings):
 
     learn_slot_ms: Milliseconds = 250
     """Length of a slot of log time; one slot's groups make one version."""
-    learn_seed: int = 0
+    learn_seed: Seed = 0
     """Seed of the learner's own draws and of the initial parameters."""
     learn_static_rate: Positive = 0.03
     """Adam's learning rate of the part that does not see the context."""
@@ -115,7 +130,7 @@ class Settings(BaseSettings):
     """Clipped steps per slot on the groups as served."""
     learn_epsilon: Positive = 0.2
     """Clip of the importance ratio: it counts within 1 - epsilon to 1 + epsilon."""
-    learn_ratio_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.5
+    learn_ratio_cap: Annotated[Positive, Field(ge=1)] = 1.5
     """Greatest importance ratio of a stale group."""
     learn_kl_weight: Weight = 0.0
     """Weight of the KL to version 0, in reward units per nat; 0 is off."""
@@ -123,7 +138,7 @@ class Settings(BaseSettings):
     """Steps per slot on groups drawn anew for the slot's own requests."""
     learn_replay_steps: Steps = 2
     """Steps per slot on groups drawn anew for past requests."""
-    learn_average: Annotated[float, Field(gt=0, le=1)] = 0.1
+    learn_average: Annotated[Positive, Field(le=1)] = 0.1
     """Share of the latest parameters in those that are served, per slot; 1 serves the latest."""
     learn_format_weight: Weight = 1.0
     """Weight of keeping the schema's soft rules, beside an outcome's reward of about 1 at best."""
@@ -137,6 +152,15 @@ class Settings(BaseSettings):
     simulate_admin_port: Port = 9104
     """Port of the simulated marketplace's /metrics and /health; 0 takes a free one."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_control_characters(cls, value: object) -> object:
+        if isinstance(value, str) and has_control_character(value):
+            raise PydanticCustomError(
+                "control_character", "Input should have no control characters"
+            )
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -148,9 +172,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence: arguments, environment, file."""
         del dotenv_settings, file_secret_settings
-        toml = config_file()
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-        return sources if toml is None else (*sources, TomlConfigSettingsSource(settings_cls, toml))
+        in_file = InitSettingsSource(settings_cls, init_kwargs=file_content())
+        return init_settings, env_settings, in_file
 
 
 def config_file() -> Path | None:
@@ -163,10 +186,23 @@ def config_file() -> Path | None:
     if named is not None:
         if not Path(named).is_file():
             raise SettingsError(
-                f"{CONFIG_VARIABLE}: expected an existing TOML file, seen {named!r}"
+                f"{CONFIG_VARIABLE}: expected an existing TOML file, seen {quoted(named)}",
+                Reason.REASON_UNAVAILABLE,
             )
         return Path(named)
-    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def file_content() -> dict[str, Any]:
+    """What the settings file says; empty if there is none.
+
+    Raises:
+        SettingsError: it cannot be read, or is not TOML.
+    """
+    path = config_file()
+    if path is None:
+        return {}
+    return parse_toml(read_text(path, "a TOML file", SettingsError), str(path), SettingsError)
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -190,26 +226,24 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     if unknown:
         raise SettingsError(
             f"{sorted(unknown)[0]}: expected a setting that `grade config` lists, "
-            "seen an unknown name"
+            "seen an unknown name",
+            Reason.REASON_UNKNOWN_FIELD,
         )
     try:
         return Settings(**given)
     except ValidationError as error:
+        wrong = error.errors()
         raise SettingsError(
-            "\n".join(_sentence(e["loc"], e["msg"], e["input"]) for e in error.errors())
+            "\n".join(_sentence(e["loc"], e["msg"], e["input"]) for e in wrong),
+            _reason(wrong[0]["type"]),
         ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{config_file()}: expected TOML, seen: {error}") from None
 
 
 def source_of(name: str) -> str:
     """Where the value of a setting comes from: `environment`, the file's name, or `default`."""
     if (ENVIRONMENT_PREFIX + name).upper() in os.environ:
         return "environment"
-    path = config_file()
-    if path is not None and name in tomllib.loads(path.read_text(encoding="utf-8")):
-        return str(path)
-    return "default"
+    return str(config_file()) if name in file_content() else "default"
 
 
 def environment_of(model: BaseModel) -> dict[str, str]:
@@ -224,4 +258,17 @@ def _sentence(location: tuple[int | str, ...], message: str, seen: object) -> st
     name = str(location[0]) if location else "settings"
     wanted = message[0].lower() + message[1:]
     where = f"{ENVIRONMENT_PREFIX}{name.upper()} (or {name} in the settings file)"
-    return f"{where}: {wanted}, seen {seen!r}"
+    return f"{where}: {wanted}, seen {quoted(seen)}"
+
+
+def _reason(kind: str) -> "Reason.ValueType":
+    """The reason that one of pydantic's kinds of error comes to."""
+    if kind == "extra_forbidden":
+        return Reason.REASON_UNKNOWN_FIELD
+    if kind == "finite_number":
+        return Reason.REASON_NOT_FINITE
+    if kind in ("string_pattern_mismatch", "control_character"):
+        return Reason.REASON_BAD_NAME
+    if kind.endswith(("_type", "_parsing", "_from_float", "_size")):
+        return Reason.REASON_WRONG_TYPE
+    return Reason.REASON_OUT_OF_RANGE

@@ -5,20 +5,28 @@ that the folder does not have, or far from their request's time, as a real log m
 are left out and counted. Either way the rows are named; row 1 is a table's first.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from grade.v1.refused_pb2 import Reason
 
+from evaluation.parquet_table import ROWS_NAMED, ParquetTable, rows_named
 from policy.errors import DataError
+from policy.initial import LARGEST_FEATURE
 from policy.schema import Schema
+from stream.checks import LATEST_MS
+from stream.validation import (
+    LARGEST_VALUE,
+    LONGEST_CONVERSION_ID,
+    LONGEST_ITEM_ID,
+    LONGEST_REQUEST_ID,
+    MOST_SHOWN,
+)
 
 CONTEXT_PREFIX, SCORE_PREFIX = "ctx_", "score_"
-_ROWS_NAMED = 5
 
 
 class LoggedConversion(NamedTuple):
@@ -74,43 +82,70 @@ def read_data_folder(path: Path, schema: Schema) -> DataFolder:
         DataError: one sentence: file, column or rows, what was expected, what was seen.
     """
     if not path.is_dir():
-        raise DataError(f"{path}: expected a folder of requests, seen none")
-    requests = _Table(path / "requests.parquet")
-    impressions = _Table(path / "impressions.parquet")
-    conversions = _Table(path / "conversions.parquet")
+        seen = "a file" if path.exists() else "none"
+        raise DataError(
+            f"{path}: expected a folder of requests, seen {seen}", Reason.REASON_UNAVAILABLE
+        )
+    requests = ParquetTable(path / "requests.parquet")
+    impressions = ParquetTable(path / "impressions.parquet")
+    conversions = ParquetTable(path / "conversions.parquet")
     remarks: list[str] = []
 
-    request_ids = requests.texts("request_id")
+    request_ids = requests.texts("request_id", LONGEST_REQUEST_ID)
     requests.refuse_repeats("request_id", request_ids)
-    times = requests.rising_times("time_ms")
+    times = requests.rising_times("time_ms", LATEST_MS)
     if not request_ids:
-        raise DataError(f"{requests.path}: expected at least 1 request, seen none")
-    features = requests.matrix(CONTEXT_PREFIX, [f.name for f in schema.features], "features")
+        raise DataError(
+            f"{requests.path}: expected at least 1 request, seen none", Reason.REASON_MISSING_FIELD
+        )
+    features = requests.matrix(
+        CONTEXT_PREFIX,
+        [f.name for f in schema.features],
+        "features",
+        Reason.REASON_UNKNOWN_FEATURE,
+        LARGEST_FEATURE,
+    )
 
     row_of = {request_id: row for row, request_id in enumerate(request_ids)}
     owners = impressions.owners(row_of)
-    item_ids = impressions.texts("item_id")
+    item_ids = impressions.texts("item_id", LONGEST_ITEM_ID)
     positions = impressions.integers("position")
-    scores = impressions.matrix(SCORE_PREFIX, [o.name for o in schema.objectives], "objectives")
+    scores = impressions.matrix(
+        SCORE_PREFIX,
+        [o.name for o in schema.objectives],
+        "objectives",
+        Reason.REASON_UNKNOWN_OBJECTIVE,
+    )
     shown_at = impressions.milliseconds("time_ms")
-    impressions.refuse(shown_at != times[owners], "time_ms", "the time of the request", shown_at)
+    impressions.refuse(
+        shown_at != times[owners],
+        "time_ms",
+        "the time of the request",
+        shown_at,
+        Reason.REASON_INCONSISTENT,
+    )
 
     order = np.argsort(owners, kind="stable")
     first_item = np.searchsorted(owners[order], np.arange(len(request_ids) + 1))
     impressions.refuse_repeats(
-        "item_id", list(zip(owners.tolist(), item_ids, strict=True)), "each item once per request"
+        "item_id",
+        list(zip(owners.tolist(), item_ids, strict=True)),
+        "each item once per request",
+        Reason.REASON_REPEATED_ITEM,
     )
     _check_positions(impressions, owners, positions, first_item)
     empty = np.flatnonzero(np.diff(first_item) == 0)
     if empty.size:
         raise DataError(
             f"{impressions.path}: expected at least 1 item for every request, seen none for "
-            f"{len(empty)}: {', '.join(request_ids[r] for r in empty[:_ROWS_NAMED])}"
+            f"{len(empty)}: {', '.join(request_ids[r] for r in empty[:ROWS_NAMED])}",
+            Reason.REASON_NO_ITEMS,
         )
+    _check_counts(impressions, request_ids, np.diff(first_item))
     item_of = {(int(owners[row]), item_ids[row]): place for place, row in enumerate(order.tolist())}
     return DataFolder(
         request_ids=request_ids,
-        unit_ids=requests.texts("user_id"),
+        unit_ids=requests.texts("user_id", LONGEST_REQUEST_ID),
         times_ms=times,
         features=features,
         first_item=first_item,
@@ -123,7 +158,7 @@ def read_data_folder(path: Path, schema: Schema) -> DataFolder:
 
 
 def _conversions(
-    table: "_Table",
+    table: ParquetTable,
     schema: Schema,
     request_times: npt.NDArray[np.int64],
     row_of: dict[str, int],
@@ -132,17 +167,23 @@ def _conversions(
 ) -> list[LoggedConversion]:
     times = table.rising_times("time_ms")
     values = table.numbers("value")
-    table.refuse(~(np.isfinite(values) & (values >= 0)), "value", "a finite number >= 0", values)
-    outcomes = table.texts("type")
+    table.refuse(
+        ~np.isfinite(values), "value", "a finite number >= 0", values, Reason.REASON_NOT_FINITE
+    )
+    table.refuse(values < 0, "value", "a finite number >= 0", values)
+    table.refuse(values > LARGEST_VALUE, "value", f"at most {LARGEST_VALUE:g}", values)
+    outcomes = table.texts("type", LONGEST_ITEM_ID)
     known = {o.name for o in schema.outcomes}
     table.refuse(
         np.array([outcome not in known for outcome in outcomes], dtype=bool),
         "type",
         "an outcome type of the schema (" + ", ".join(o.name for o in schema.outcomes) + ")",
         outcomes,
+        Reason.REASON_UNKNOWN_OUTCOME,
     )
-    request_ids, item_ids = table.texts("request_id"), table.texts("item_id")
-    conversion_ids = table.texts("conversion_id")
+    request_ids = table.texts("request_id", LONGEST_REQUEST_ID)
+    item_ids = table.texts("item_id", LONGEST_ITEM_ID)
+    conversion_ids = table.texts("conversion_id", LONGEST_CONVERSION_ID)
     found: list[LoggedConversion] = []
     seen: set[tuple[int, str]] = set()
     left_out: dict[str, list[int]] = {}
@@ -177,13 +218,13 @@ def _conversions(
     for what, rows in left_out.items():
         remarks.append(
             f"{table.path}: {len(rows)} of {len(request_ids)} rows {what} and are left out: "
-            f"{_rows(rows)}"
+            f"{rows_named(rows)}"
         )
     return found
 
 
 def _check_positions(
-    table: "_Table",
+    table: ParquetTable,
     owners: npt.NDArray[np.int64],
     positions: npt.NDArray[np.int64],
     first_item: npt.NDArray[np.int64],
@@ -193,147 +234,23 @@ def _check_positions(
     expected = np.arange(len(positions)) - first_item[owners[by_position]]
     wrong = np.zeros(len(positions), dtype=bool)
     wrong[by_position] = positions[by_position] != expected
-    table.refuse(wrong, "position", "0, 1, 2 ... each once per request", positions)
+    table.refuse(
+        wrong,
+        "position",
+        "0, 1, 2 ... each once per request",
+        positions,
+        Reason.REASON_INCONSISTENT,
+    )
 
 
-class _Table:
-    """One parquet file, read column by column; every complaint names file, column and rows."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise DataError(
-                f"{path}: reading parquet needs pyarrow: pip install 'grade-stream[monitor]'"
-            ) from None
-        try:
-            self._table: Any = pyarrow.parquet.read_table(path)
-        except FileNotFoundError:
-            raise DataError(f"{path}: expected a parquet file, seen none") from None
-        except pyarrow.ArrowException as error:
-            raise DataError(f"{path}: expected a parquet file, seen: {error}") from None
-
-    def refuse(
-        self,
-        wrong: npt.NDArray[np.bool_],
-        column: str,
-        expected: str,
-        seen: "Sequence[object] | npt.NDArray[Any]",
-    ) -> None:
-        """Raise if any row is wrong."""
-        rows = np.flatnonzero(wrong).tolist()
-        if rows:
-            raise DataError(
-                f"{self.path}: {column}: expected {expected}, seen {_plain(seen[rows[0]])} "
-                f"in {_rows(rows)}"
-            )
-
-    def texts(self, column: str) -> list[str]:
-        """A column of names; whole numbers are taken as text."""
-        values = self._column(column).to_pylist()
-        wrong = np.array(
-            [isinstance(v, bool) or not isinstance(v, str | int) or v == "" for v in values],
-            dtype=bool,
+def _check_counts(
+    table: ParquetTable, request_ids: list[str], counts: npt.NDArray[np.int64]
+) -> None:
+    """A list that is longer than the join takes would be a dead letter."""
+    most = int(counts.argmax())
+    if counts[most] > MOST_SHOWN:
+        raise DataError(
+            f"{table.path}: expected at most {MOST_SHOWN} items per request, seen {counts[most]} "
+            f"for {request_ids[most]}",
+            Reason.REASON_TOO_LARGE,
         )
-        self.refuse(wrong, column, "a text or a whole number", values)
-        return [str(v) for v in values]
-
-    def numbers(self, column: str) -> npt.NDArray[np.float64]:
-        """A column of numbers; what is missing is NaN."""
-        return np.asarray(self._as_type(column, "float64", "numbers"), dtype=np.float64)
-
-    def integers(self, column: str) -> npt.NDArray[np.int64]:
-        """A column of whole numbers, none missing."""
-        found = self._column(column)
-        missing = found.is_null().to_numpy(zero_copy_only=False)
-        self.refuse(missing, column, "a whole number", [None] * len(missing))
-        return np.asarray(self._as_type(column, "int64", "whole numbers"), dtype=np.int64)
-
-    def milliseconds(self, column: str) -> npt.NDArray[np.int64]:
-        """A column of times, none missing; parquet's own timestamps may count in another unit."""
-        import pyarrow
-
-        kind = self._column(column).type
-        if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_null(kind)):
-            raise DataError(
-                f"{self.path}: {column}: expected integer milliseconds, seen type {kind}"
-            )
-        return self.integers(column)
-
-    def rising_times(self, column: str) -> npt.NDArray[np.int64]:
-        """Milliseconds since 1970 UTC that never go back."""
-        times = self.milliseconds(column)
-        back = np.concatenate(([False], np.diff(times) < 0))
-        self.refuse(back, column, "times that rise from row to row", times)
-        self.refuse(times < 0, column, "milliseconds since 1970", times)
-        return times
-
-    def matrix(self, prefix: str, names: Sequence[str], what: str) -> npt.NDArray[np.float32]:
-        """[row, name] the columns prefix + name, finite."""
-        here = [c.removeprefix(prefix) for c in self._table.column_names if c.startswith(prefix)]
-        unknown = sorted(set(here) - set(names))
-        if unknown:
-            raise DataError(
-                f"{self.path}: expected the columns {prefix}* to be the schema's {what}, seen "
-                f"{', '.join(prefix + name for name in unknown)} besides"
-            )
-        columns = []
-        for name in names:
-            values = self.numbers(prefix + name)
-            with np.errstate(over="ignore"):
-                narrow = values.astype(np.float32)
-            self.refuse(~np.isfinite(narrow), prefix + name, "a finite number", values)
-            columns.append(narrow)
-        return np.ascontiguousarray(np.stack(columns, axis=1))
-
-    def owners(self, row_of: dict[str, int]) -> npt.NDArray[np.int64]:
-        """[row] index of the request that the row belongs to."""
-        request_ids = self.texts("request_id")
-        owners = np.array([row_of.get(r, -1) for r in request_ids], dtype=np.int64)
-        self.refuse(owners < 0, "request_id", "a request of requests.parquet", request_ids)
-        return owners
-
-    def refuse_repeats(
-        self, column: str, values: Sequence[object], expected: str = "each name once"
-    ) -> None:
-        """Raise if a value occurs twice."""
-        seen: set[object] = set()
-        repeated = np.zeros(len(values), dtype=bool)
-        for row, value in enumerate(values):
-            repeated[row] = value in seen
-            seen.add(value)
-        last = [v[-1] if isinstance(v, tuple) else v for v in values]
-        self.refuse(repeated, column, expected, last)
-
-    def _column(self, column: str) -> Any:
-        if column not in self._table.column_names:
-            seen = ", ".join(self._table.column_names)
-            raise DataError(f"{self.path}: expected a column {column}, seen {seen}")
-        return self._table.column(column).combine_chunks()
-
-    def _as_type(self, column: str, dtype: str, what: str) -> Any:
-        import pyarrow
-
-        found = self._column(column)
-        try:
-            return found.cast(dtype).to_numpy(zero_copy_only=False)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
-            raise DataError(
-                f"{self.path}: {column}: expected {what}, seen type {found.type}"
-            ) from None
-
-
-def _rows(rows: Sequence[int]) -> str:
-    named = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED])
-    more = len(rows) - _ROWS_NAMED
-    return f"row{'s' if len(rows) > 1 else ''} {named}" + (f" and {more} more" if more > 0 else "")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
-    return "nothing" if value is None else repr(value)

@@ -1,6 +1,6 @@
 """What can go wrong for a caller. All are `policy.errors.GradeError`."""
 
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from grade.v1.refused_pb2 import Reason
@@ -34,23 +34,20 @@ class PolicyCallFailed(GradeError):  # noqa: N818 - named for what happened, as 
         self.reason = reason
 
     @classmethod
-    def of(cls, call: str, error: "grpc.Call | grpc.aio.AioRpcError") -> Self:
+    def of(cls, call: str, error: Any) -> Self:
         """The failure that gRPC has raised, of a synchronous or an asynchronous call.
 
         Args:
             call: name of the call.
-            error: what was raised.
+            error: what was raised: a `grpc.RpcError` that is a `grpc.Call` too, or a
+                `grpc.aio.AioRpcError`.
         """
-        metadata = {str(key): value for key, value in error.trailing_metadata() or ()}
-        reason = metadata.get(REASON_KEY)
-        # A newer server may know reasons that this client does not.
-        known = isinstance(reason, str) and reason in Reason.keys()  # noqa: SIM118 - no mapping
-        return cls(
-            call,
-            error.code(),
-            error.details() or "",
-            Reason.Value(reason) if known else Reason.REASON_UNSPECIFIED,
-        )
+        reason = Reason.REASON_UNSPECIFIED
+        for key, value in error.trailing_metadata() or ():
+            # A newer server may know reasons that this client does not.
+            if key == REASON_KEY and value in Reason.DESCRIPTOR.values_by_name:
+                reason = Reason.Value(value)
+        return cls(call, error.code(), error.details() or "", reason)
 
 
 class EventRefused(BadInput):

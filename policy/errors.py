@@ -161,22 +161,29 @@ def reason_name(reason: int) -> str:
     >>> reason_name(Reason.REASON_WRONG_KEY), reason_name(9999)
     ('wrong_key', 'reason_9999')
     """
-    if reason not in Reason.values():
-        return f"reason_{reason}"
-    return Reason.Name(reason).removeprefix("REASON_").lower()
+    known = Reason.DESCRIPTOR.values_by_number.get(reason)
+    return f"reason_{reason}" if known is None else known.name.removeprefix("REASON_").lower()
 
 
-def quoted(value: object) -> str:
-    """Something that came in, as a message shows it: cut if it is long, whatever it is.
+def cut(text: str) -> str:
+    """Text that came in, as a message shows it.
 
-    >>> quoted("x" * 300)[-20:]
-    'xxxxx... (302 long)'
+    >>> cut("x" * 300)[-20:]
+    'xxxxxx... (300 long)'
     """
-    try:
-        text = repr(value)
-    except ValueError:
-        # Python refuses to write whole numbers of more than some thousand digits.
-        return f"a {type(value).__name__} that is too long to be shown"
     if len(text) <= LONGEST_SEEN:
         return text
     return f"{text[:LONGEST_SEEN]}... ({len(text)} long)"
+
+
+def quoted(value: object) -> str:
+    """Something that came in, as a message shows it, whatever it is.
+
+    >>> quoted("feed"), quoted(7)
+    ("'feed'", '7')
+    """
+    try:
+        return cut(repr(value))
+    except ValueError:
+        # Python refuses to write whole numbers of more than some thousand digits.
+        return f"one too long to be shown ({type(value).__name__})"

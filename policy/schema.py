@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from grade.v1.refused_pb2 import Reason
 
-from policy.errors import LONGEST_SEEN, SchemaError
+from policy.errors import SchemaError, cut
 from policy.toml_table import Table, parse_toml, read_text, seen_as
 
 Transform = Literal["linear", "log", "logit"]
@@ -376,7 +376,7 @@ def _check_references(
         if outcome not in known:
             raise top.wrong(
                 where,
-                f"an outcome type ({_listed(known)})",
+                f"an outcome type ({cut(', '.join(known))})",
                 seen_as(outcome),
                 Reason.REASON_UNKNOWN_OUTCOME,
             )
@@ -401,7 +401,7 @@ def _check_references(
         if rule.objective not in names:
             raise top.wrong(
                 f"soft_rules[{i}].objective",
-                f"an objective ({_listed(names)})",
+                f"an objective ({cut(', '.join(names))})",
                 repr(rule.objective),
                 Reason.REASON_UNKNOWN_OBJECTIVE,
             )
@@ -433,11 +433,6 @@ def _is_name(text: str) -> bool:
 
 def _is_policy_name(text: str) -> bool:
     return len(text) <= _LONGEST_NAME and _POLICY_NAME.fullmatch(text) is not None
-
-
-def _listed(names: Sequence[str]) -> str:
-    text = ", ".join(names)
-    return text if len(text) <= LONGEST_SEEN else f"{text[:LONGEST_SEEN]}..."
 
 
 def _digest(schema: Schema) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from grade.v1.refused_pb2 import Reason
 
-from policy.errors import BadInput, SchemaError, quoted
+from policy.errors import BadInput, SchemaError, cut, quoted
 
 LARGEST_FILE_BYTES: Final = 1_000_000
 
@@ -192,7 +192,7 @@ class Table:
         """Refuse what has not been read."""
         if self._left:
             raise self.wrong(
-                quoted(sorted(self._left)[0])[1:-1],
+                cut(sorted(self._left)[0]),
                 "only keys that are documented",
                 "an unknown key",
                 Reason.REASON_UNKNOWN_FIELD,

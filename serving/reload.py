@@ -20,7 +20,7 @@ from grade.v1.refused_pb2 import Reason
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from policy.errors import SnapshotRefused, TopicError, quoted, reason_name
+from policy.errors import SnapshotRefused, TopicError, cut, reason_name
 from serving import metrics
 from serving.earlier_schemas import EarlierSchemas
 from serving.engine import Engine
@@ -432,7 +432,7 @@ def _decode(record: Any) -> ParameterSnapshot:
         raise SnapshotRefused(
             "key",
             f"a snapshot of {record.key.decode()}",
-            quoted("/".join(map(str, key))),
+            cut("/".join(map(str, key))),
             Reason.REASON_WRONG_KEY,
         )
     return snapshot

@@ -12,7 +12,7 @@ from grade.v1.refused_pb2 import Reason
 
 from policy.adoption import adopt_parameters
 from policy.dirichlet import draw_simplex, keyed_generator, log_density, simplex_to_weights
-from policy.errors import LONGEST_SEEN, SnapshotRefused, quoted
+from policy.errors import SnapshotRefused, cut, quoted
 from policy.initial import (
     CONCENTRATION_BOUNDS,
     CONTEXT_CLIP,
@@ -130,7 +130,7 @@ def _tensors(file: bytes, schema: Schema) -> dict[str, Floats]:
         raise SnapshotRefused(
             "tensors",
             "a safetensors file",
-            f"{len(file)} bytes: {type(error).__name__}: {quoted(str(error))}",
+            f"{len(file)} bytes: {type(error).__name__}: {cut(str(error))}",
             Reason.REASON_UNDECODABLE,
         ) from None
     first = tensors.get("hidden0_weight")
@@ -166,7 +166,7 @@ def _difference(wanted: Set[str], seen: Set[str]) -> str:
         parts.append("none named " + ", ".join(missing))
     if further:
         parts.append("further ones named " + ", ".join(further))
-    return "; ".join(parts)[:LONGEST_SEEN]
+    return cut("; ".join(parts))
 
 
 def _check_finite(tensors: Mapping[str, Floats]) -> None:

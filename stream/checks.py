@@ -11,6 +11,9 @@ from policy.names import has_control_character
 LATEST_MS = 4_102_444_800_000
 """Midnight of 1 January 2100 UTC. What is later was written in another unit."""
 
+MOST_MEMBERS = 1_024
+"""Of a decision's group."""
+
 _LONGEST_SHOWN = 60
 
 

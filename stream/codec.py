@@ -15,6 +15,9 @@ TICK_VALUE: Final[bytes] = b""
 BOUNDARY_HEADER: Final[tuple[str, bytes]] = ("grade-boundary", b"")
 """Header of a boundary: an input record whose value is the Generation that begins there."""
 
+REDRIVEN_HEADER: Final = "grade-redriven"
+"""Header of a record that was sent again: topic/partition/offset of the one that was refused."""
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIER = 0x5BD1E995
 _SEED = 0x9747B28C

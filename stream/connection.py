@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grade.v1.refused_pb2 import Reason
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from policy.errors import GradeError, SettingsError
+from policy.errors import GradeError, SettingsError, quoted
 
 LARGEST_REQUEST_BYTES = 8 * 1024 * 1024
 """Largest record that a producer sends; topics may refuse smaller ones."""
@@ -47,8 +48,11 @@ class Connection:
         found = []
         for server in self.bootstrap_servers.split(","):
             host, colon, port = server.strip().rpartition(":")
-            if not (host and colon and port.isdecimal() and int(port) <= 65535):
-                raise SettingsError(f"bootstrap_servers: expected host:port, seen {server!r}")
+            if not (host and colon and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
+                raise SettingsError(
+                    f"bootstrap_servers: expected host:port, seen {quoted(server)}",
+                    Reason.REASON_BAD_NAME,
+                )
             found.append((host.strip("[]"), int(port)))
         return found
 
@@ -158,7 +162,7 @@ def read_all(
     consumer: KafkaConsumer,
     partitions: Sequence[TopicPartition],
     *,
-    starts: Mapping[TopicPartition, int] | None = None,
+    begin: Mapping[TopicPartition, int] | None = None,
     timeout_s: float = 30.0,
 ) -> Iterator[Any]:
     """Every record that the partitions hold now, each partition's in the order of its offsets.
@@ -166,7 +170,7 @@ def read_all(
     Args:
         consumer: its assignment and positions are replaced.
         partitions: partitions to read.
-        starts: the offset to begin at in each; None begins at the first that is there.
+        begin: where to begin, instead of at the first record.
         timeout_s: how long the next records may take to come.
 
     Raises:
@@ -174,7 +178,7 @@ def read_all(
     """
     consumer.assign(list(partitions))
     ends = end_offsets(consumer, partitions)
-    heads = head_offsets(consumer, partitions) if starts is None else starts
+    heads = {**head_offsets(consumer, partitions), **(begin or {})}
     for partition in partitions:
         consumer.seek(partition, heads[partition])
     pending = {p for p in partitions if heads[p] < ends[p]}

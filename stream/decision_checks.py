@@ -8,10 +8,7 @@ from grade.v1.refused_pb2 import Reason
 
 from policy.dirichlet import Floats, log_density
 from policy.schema import Schema
-from stream.checks import Invalid, check_finite, check_length, rows_of, shown
-
-MOST_MEMBERS = 1_024
-"""Of a group."""
+from stream.checks import MOST_MEMBERS, Invalid, check_finite, check_length, rows_of, shown
 
 LARGEST_ALPHA = 1e6
 """A sum of alpha beyond it is no exploration; log gamma loses its digits there."""
