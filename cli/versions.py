@@ -110,7 +110,12 @@ def diff(
             f"parameters: not compared, the parameters topic no longer has {' and '.join(gone)}"
         )
         return
-    _print_parameters(console, *(_loaded(known, each) for each in (before, after)))
+    try:
+        loaded = [_loaded(known, each) for each in (before, after)]
+    except SnapshotRefused as refused:
+        console.print(f"parameters: not compared: {refused}")
+        return
+    _print_parameters(console, *loaded)
 
 
 def read_known(settings: Settings, enough: Any) -> Known:

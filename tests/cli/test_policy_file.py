@@ -15,6 +15,7 @@ from policy.errors import GradeError, PolicyFileRefused, SettingsError, Snapshot
 from policy.initial import initial_parameters
 from policy.policy_file import PolicyFile
 from policy.schema import parse_schema
+from stream.codec import encode
 from stream.connection import Connection
 from stream.generations import read_generations
 from stream.topics import Topics
@@ -70,6 +71,8 @@ def test_export_writes_the_newest_version_that_is_kept_or_the_one_that_is_named(
     run: Run, connection: Connection, topics: Topics, tmp_path: Path
 ) -> None:
     content = world.content(seed=5)
+    first_generation = Produced(encode(world.FIRST[1]), SCHEMA.policy.encode())
+    produce(connection, topics.generations, [first_generation])
     *_, before, newest = content.parameters.records
     for topic, records in (
         (topics.versions, content.versions.records),

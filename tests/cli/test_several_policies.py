@@ -152,7 +152,7 @@ def test_two_policies_learn_from_their_own_traffic_alone(
                     f"a version of {policy}",
                 )
                 await_until(
-                    lambda: ask(ports["serve"], "/health")["policies"][policy]["version"] > 0,  # type: ignore[index]  # noqa: B023 - as above
+                    lambda: ask(ports["serve"], "/health")["policies"][policy]["version"] > 0,  # noqa: B023 - as above
                     30,
                     f"{policy} served",
                 )

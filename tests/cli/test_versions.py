@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from cli.versions import app
 from policy.errors import SettingsError
+from stream.codec import encode
 from stream.connection import Connection
 from stream.reconcile import Content
 from stream.topics import Topics
@@ -30,6 +31,8 @@ def published(broker: Any, content: Content) -> tuple[Connection, Topics]:
     connection = Connection(broker.bootstrap_servers, client_id="grade-test")
     topics = create_fresh(connection)
     first = content.parameters.records[0]
+    first_generation = Produced(encode(world.FIRST[1]), world.SCHEMA.policy.encode())
+    produce(connection, topics.generations, [first_generation])
     for topic, records in (
         (topics.versions, content.versions.records),
         (topics.parameters, [*content.parameters.records, first._replace(value=None)]),
