@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.settings import Settings, load_settings
-from cli.wiring import join_settings
 from policy.errors import DataError, SettingsError, StreamError, cut, reason_name
 from policy.schema import load_schema
 from stream.codec import REDRIVEN_HEADER
@@ -26,6 +25,7 @@ from stream.connection import (
     open_producer,
     partitions_of,
 )
+from stream.generations import read_generations
 from stream.redrive import (
     Mended,
     WrongLine,
@@ -36,7 +36,8 @@ from stream.redrive import (
     read_letters,
     to_line,
 )
-from stream.topics import LARGEST_EVENT_BYTES, Topics
+from stream.terms import first_terms, terms_of
+from stream.topics import Topics
 
 app = typer.Typer(help="Show what was refused, mend it and send it back.", no_args_is_help=True)
 
@@ -166,14 +167,15 @@ def send(
     schema = load_schema(settings.schema_path)
     topics = Topics(settings.topic_prefix)
     connection = Connection(settings.bootstrap_servers, client_id="grade-redrive")
-    max_bytes = min(join_settings(settings, schema).max_record_bytes, LARGEST_EVENT_BYTES)
+    begun = terms_of(read_generations(connection, topics, schema.policy))
+    terms = begun[max(begun)] if begun else first_terms(schema)[1]
     partitions = _partitions(connection, topics)
     sound: dict[str, Mended] = {}
     wrong, times = 0, []
     for number, line in _lines(file):
         try:
             fields = from_line(line)
-            mended = mend(fields, schema, partitions, max_bytes)
+            mended = mend(fields, terms, partitions)
             if str(mended.source) in sound:
                 raise WrongLine(
                     Reason.REASON_REPEATED_ITEM,
