@@ -14,7 +14,8 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
 
-from cli.settings import Settings, load_settings
+from cli.policy_option import PolicyName, load_policy_settings
+from cli.settings import Settings
 from cli.wiring import join_settings
 from policy.errors import DataError, SettingsError, StreamError, cut, reason_name
 from policy.schema import load_schema
@@ -77,6 +78,7 @@ class _Kind:
 
 @app.command(name="list")
 def list_letters(
+    policy: PolicyName = None,
     topic: Where = LetterTopic.DEAD_LETTERS,
     reason: Wanted = None,
     show: Annotated[
@@ -86,7 +88,7 @@ def list_letters(
 ) -> None:
     """Count the refused records by reason, with their first and last log time and a message."""
     kinds: dict[str, _Kind] = {}
-    for letter in _letters(load_settings(), topic, reason):
+    for letter in _letters(load_policy_settings(policy), topic, reason):
         name = reason_name(letter.reason)
         kinds.setdefault(name, _Kind(letter.message)).add(letter, show)
     if as_json:
@@ -109,6 +111,7 @@ def list_letters(
 @app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="File to write; must not be there yet.")],
+    policy: PolicyName = None,
     topic: Where = LetterTopic.DEAD_LETTERS,
     reason: Wanted = None,
 ) -> None:
@@ -119,7 +122,7 @@ def export(
     and offset say which record it was: leave them as they are. Fields that this build does not know
     are not written.
     """
-    letters = _letters(load_settings(), topic, reason)
+    letters = _letters(load_policy_settings(policy), topic, reason)
     count = 0
     try:
         with file.open("x", encoding="utf-8") as out:
@@ -137,6 +140,7 @@ def export(
 @app.command()
 def send(
     file: Annotated[Path, typer.Argument(help="What `export` has written, mended.")],
+    policy: PolicyName = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be sent and what is wrong.")
     ] = False,
@@ -156,7 +160,7 @@ def send(
     group. And what was valid before (late, orphan, item_not_shown) is a duplicate until late
     horizon and early allowance have passed, unless you give it a new conversion_id.
     """
-    settings = load_settings()
+    settings = load_policy_settings(policy)
     if settings.timestamps == "event":
         raise SettingsError(
             "timestamps: expected 'broker' to send records back, seen 'event': a record of today "
