@@ -16,9 +16,8 @@ from rich.table import Table
 
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.settings import Settings
-from cli.wiring import join_settings
 from policy.errors import DataError, SettingsError, StreamError, cut, reason_name
-from policy.schema import load_schema
+from policy.schema import Schema, load_schema
 from stream.codec import REDRIVEN_HEADER
 from stream.connection import (
     Connection,
@@ -27,6 +26,7 @@ from stream.connection import (
     open_producer,
     partitions_of,
 )
+from stream.generations import read_generations
 from stream.redrive import (
     Mended,
     WrongLine,
@@ -37,6 +37,7 @@ from stream.redrive import (
     read_letters,
     to_line,
 )
+from stream.terms import Terms, first_terms, read_terms
 from stream.topics import LARGEST_EVENT_BYTES, Topics
 
 app = typer.Typer(help="Show what was refused, mend it and send it back.", no_args_is_help=True)
@@ -170,14 +171,15 @@ def send(
     schema = load_schema(settings.schema_path)
     topics = Topics(settings.topic_prefix)
     connection = Connection(settings.bootstrap_servers, client_id="grade-redrive")
-    max_bytes = min(join_settings(settings, schema).max_record_bytes, LARGEST_EVENT_BYTES)
+    terms = _terms(connection, topics, schema)
+    max_bytes = min(terms.settings.max_record_bytes, LARGEST_EVENT_BYTES)
     partitions = _partitions(connection, topics)
     sound: dict[str, Mended] = {}
     wrong, times = 0, []
     for number, line in _lines(file):
         try:
             fields = from_line(line)
-            mended = mend(fields, schema, partitions, max_bytes)
+            mended = mend(fields, terms.schema, partitions, max_bytes, terms.accepted)
             if str(mended.source) in sound:
                 raise WrongLine(
                     Reason.REASON_REPEATED_ITEM,
@@ -244,6 +246,14 @@ def _partitions(connection: Connection, topics: Topics) -> int:
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise StreamError(f"expected the input topics with equal partitions, seen {counts}")
     return next(iter(counts.values()))
+
+
+def _terms(connection: Connection, topics: Topics, schema: Schema) -> Terms:
+    """By what the join judges a record that arrives now."""
+    generations = read_generations(connection, topics, schema.policy)
+    if not generations:
+        return first_terms(schema)[1]
+    return read_terms(generations[-1])
 
 
 def _sent_before(connection: Connection, topics: Topics, times: list[object]) -> set[str]:

@@ -7,7 +7,7 @@ validation as in the join, and carries a header that names the record that it st
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from google.protobuf import json_format
@@ -178,7 +178,13 @@ def from_line(line: str) -> _Content:
     return fields
 
 
-def mend(fields: _Content, schema: Schema, partitions: int, max_bytes: int) -> Mended:
+def mend(
+    fields: _Content,
+    schema: Schema,
+    partitions: int,
+    max_bytes: int,
+    accepted: Collection[bytes] = (),
+) -> Mended:
     """Make the record of a line, as the join will accept it.
 
     Args:
@@ -186,6 +192,7 @@ def mend(fields: _Content, schema: Schema, partitions: int, max_bytes: int) -> M
         schema: the policy's schema.
         partitions: partitions of the input topics.
         max_bytes: how large key and value may be together.
+        accepted: digests of schemas that decide as this one does; their decisions are taken too.
 
     Raises:
         WrongLine: what is still wrong, in the join's own words.
@@ -198,9 +205,14 @@ def mend(fields: _Content, schema: Schema, partitions: int, max_bytes: int) -> M
     except DecodeError:
         key = b""
     partition = partition_for(key, partitions)
-    read = read_impression if log is Log.IMPRESSIONS else read_conversion
     record = Record(fields["offset"], 0, key, value, False)
-    verdict = read(schema, record, partition, partitions, max_bytes=max_bytes)
+    verdict: Impression | Conversion | Refusal
+    if log is Log.IMPRESSIONS:
+        verdict = read_impression(
+            schema, record, partition, partitions, max_bytes=max_bytes, accepted=accepted
+        )
+    else:
+        verdict = read_conversion(schema, record, partition, partitions, max_bytes=max_bytes)
     if isinstance(verdict, Refusal):
         raise WrongLine(*verdict)
     source = Source(log.value, fields["partition"], fields["offset"])
