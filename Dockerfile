@@ -16,6 +16,7 @@ COPY grade_client grade_client
 COPY simulator simulator
 COPY evaluation evaluation
 COPY monitor monitor
+COPY benchmarks benchmarks
 COPY cli cli
 RUN pip install --no-deps --no-build-isolation .
 

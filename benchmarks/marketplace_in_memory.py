@@ -1,21 +1,13 @@
 """Is the simulated marketplace learnable? The closed loop in one process, in simulated time.
 
-    python -m benchmarks.marketplace_in_memory --requests 27000 --seeds 0 1 2
-
 The cores of server, join and learner with the traffic of `grade demo` (rate, delays, window,
 slots), but a version serves the moment its slot has ended, and no event is lost, repeated or held
-up. Prints how much of the way from uniform weights to the oracle the served mean weights have come.
+up. Tells how much of the way from uniform weights to the oracle the served mean weights have come.
 """
 
-import argparse
 import heapq
 import itertools
-import json
-import os
-import platform
-import shlex
-import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +24,7 @@ from policy.fusion import rank
 from policy.schema import load_schema
 from policy.trainer_settings import TrainerSettings
 from simulator.marketplace import POLICY, Marketplace, MarketplaceSettings
-from simulator.truth import Truth, rounded
+from simulator.truth import Truth
 
 SLOT_MS: Final = 250
 PARTITIONS: Final = 4
@@ -40,7 +32,7 @@ MEMBERS: Final = 8
 _EPOCH_MS: Final = 1_700_000_000_000
 
 
-def run(
+def play(
     requests: int,
     *,
     seed: int = 0,
@@ -125,44 +117,25 @@ def run(
     return truth, loop
 
 
-def main() -> None:
-    """Print the curve and the last quarter for each seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=27_000)
-    parser.add_argument("--rate", type=float, default=300.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--drift-at-s", type=float)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    given = parser.parse_args()
-    figures: dict[str, float | None] = {}
-    for seed in given.seeds:
-        began = time.perf_counter()
-        truth, loop = run(given.requests, seed=seed, rate=given.rate, drift_at_s=given.drift_at_s)
-        end_s = given.requests / given.rate
+def figures(requests: int, seeds: Sequence[int], rate: float = 300.0) -> dict[str, float]:
+    """How much of the way to the oracle the last quarter of a run had come, by seed.
+
+    Args:
+        requests: of each run.
+        seeds: one run each.
+        rate: requests per simulated second.
+    """
+    found: dict[str, float] = {}
+    for seed in seeds:
+        truth, loop = play(requests, seed=seed, rate=rate)
+        end_s = requests / rate
         value = truth.over(0.75 * end_s, end_s)
-        print(f"seed {seed}: last quarter {value.as_json()}")
-        figures[f"recovered_seed_{seed}"] = rounded(value.recovered)
-        figures[f"static_recovered_seed_{seed}"] = rounded(value.share(value.static))
-        curve = [
-            f"{point['at_s']:.0f}s {point['recovered']:.2f}"
-            for point in truth.curve()
-            if point["recovered"] is not None
-        ]
-        print("  recovered by time: " + "  ".join(curve[::3]))
-        took = f"{len(loop.versions)} versions, {time.perf_counter() - began:.0f} s"
-        if loop.versions:  # none before the first window has closed
-            last = loop.versions[-1]
-            took += f", gate {last.gate:.2f}, concentration {last.concentration:.1f}"
-        print("  " + took)
-    if given.json is not None:
-        report = {
-            "name": "marketplace_in_memory",
-            "figures": figures,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "command": shlex.join(sys.argv),
-        }
-        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        found[f"recovered_seed_{seed}"] = value.recovered
+        found[f"static_recovered_seed_{seed}"] = value.share(value.static)
+        found[f"versions_seed_{seed}"] = len(loop.versions)
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def run(full: bool) -> dict[str, float]:
+    """Measure one seed, or three in full."""
+    return figures(27_000, range(3 if full else 1))

@@ -23,7 +23,6 @@ from rich.live import Live
 
 from cli.clean_stop import clean_stop
 from cli.demo_boundaries import PlannedBoundaries
-from cli.reconcile import reconcile_settings
 from cli.settings import Settings, environment_of, load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, free_ports, process_plans, wait_until_healthy
@@ -31,11 +30,13 @@ from cli.wiring import topic_plan
 from monitor.summary import show, summarise, without_nan
 from monitor.terminal import draw, number
 from monitor.watch import LoopWatch, Picture, ask
-from policy.errors import GradeError, SettingsError
+from policy.durable_file import replace_file, writing
+from policy.errors import FileNotWritten, GradeError, SettingsError
 from policy.schema import load_schema
 from stream.broker import LocalBroker
 from stream.connection import Connection
-from stream.reconcile import read_content, reconcile
+from stream.generations import read_generations
+from stream.reconcile import TopicContent, reconcile
 from stream.topics import Topics, create
 
 SETTLE_LIMIT_S = 60.0
@@ -123,7 +124,7 @@ def demo(
     console.print(show(figures))
     if json_file is not None:
         text = json.dumps(without_nan(figures), indent=2)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        replace_file(json_file, f"{text}\n".encode())
     wrong = [name for name in ("groups_lost", "groups_applied_twice") if figures[name]]
     wrong += [name for name in ("conserved", "reconciled") if not figures[name]]
     if wrong:
@@ -174,9 +175,8 @@ def _run(
     running.stop()
     with console.status("recomputing every group and version from the topics") as status:
         report = reconcile(
-            schema,
-            reconcile_settings(settings, schema),
-            read_content(connection, topics),
+            read_generations(connection, topics, schema.policy),
+            TopicContent(connection, topics),
             tell=status.update,
         )
     for difference in [*report.unconserved, *report.differences][:10]:
@@ -266,7 +266,10 @@ def _watch(
         svg = recorder.export_svg(title="make demo")
         # A picture in a README must not fetch fonts from elsewhere.
         svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
-        picture_file.write_text(svg, encoding="utf-8")
+        try:
+            replace_file(picture_file, svg.encode())
+        except FileNotWritten as error:  # the run is worth more than its picture
+            console.print(f"--picture: {error}", style="yellow", markup=False)
 
 
 def _line(picture: Picture) -> str:
@@ -296,5 +299,6 @@ def _empty(folder: Path) -> None:
     if (folder / "kafka").exists():
         LocalBroker(folder / "kafka").down()  # left running by a demo that was killed
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    mark.touch()
+    with writing(folder, 0):
+        folder.mkdir(parents=True)
+        mark.touch()

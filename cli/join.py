@@ -9,6 +9,7 @@ import typer
 from grade.v1.refused_pb2 import Reason
 
 from cli.admin import AdminServer
+from cli.collector import relax_collector
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.repeats import limit_repeats
 from cli.settings import Settings
@@ -59,6 +60,7 @@ def join(
     )
     metrics.POLICY.labels(schema.policy).set(1)
     limit_repeats("aiokafka", "faust", "mode")
+    relax_collector()
     with AdminServer(settings.join_admin_port, worker.health, host=settings.admin_host) as admin:
         asyncio.run(_run(worker, admin.port))
     log.info("join_stopped")

@@ -4,6 +4,7 @@ import signal
 
 from cli.admin import AdminServer
 from cli.policy_option import PolicyName, load_policy_settings
+from cli.repeats import limit_repeats
 from cli.settings import Settings
 from cli.wiring import wanted_generation
 from policy.schema import load_schema
@@ -39,5 +40,6 @@ def learn(policy: PolicyName = None) -> None:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: learner.stop())
+    limit_repeats("kafka")
     with AdminServer(settings.learn_admin_port, learner.health, host=settings.admin_host):
         learner.run()

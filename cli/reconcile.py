@@ -7,67 +7,81 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.policy_option import PolicyName, load_policy_settings
-from cli.settings import Settings
-from cli.wiring import join_settings, topic_plan, trainer_settings
-from policy.errors import RetentionLost
-from policy.schema import Schema, load_schema
+from cli.settings import load_settings
+from cli.wiring import settings_of_policy
+from policy.durable_file import replace_file
+from policy.errors import RetentionLost, SettingsError
 from stream.connection import Connection
-from stream.reconcile import ReconcileReport, ReconcileSettings, read_content
+from stream.generations import read_generations
+from stream.logs import read_logs
+from stream.reconcile import ReconcileReport, TopicContent
 from stream.reconcile import reconcile as reconcile_content
 from stream.reconcile_join import Fates
-from stream.topics import UNLIMITED, Topics
+from stream.topics import Topics
 
 _SHOWN_DIFFERENCES = 10
 
 
-def reconcile_settings(settings: Settings, schema: Schema) -> ReconcileSettings:
-    """How join and learner worked, from the settings."""
-    return ReconcileSettings(
-        join=join_settings(settings, schema),
-        trainer=trainer_settings(settings),
-        slot_ms=settings.learn_slot_ms,
-    )
-
-
 def reconcile(
-    policy: PolicyName = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON to this file.")
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Name of the policy [default: the only one of the generations topic]."),
+    ] = None,
+    versions: Annotated[
+        str,
+        typer.Option(
+            help="Versions to compare: all, none, or a stretch such as 3..17, with epochs 1:3..2:4."
+        ),
+    ] = "all",
 ) -> None:
     """Recompute every group and every version from the topics and compare byte for byte.
 
-    Needs the same settings and schema as the running system. It only reads, and may run beside it.
-    Exits with 1 if anything differs or is not accounted for, naming the first record, and with an
-    error if retention has deleted what is needed to tell.
+    What join and learner went by is in the generations topic, so nobody's settings or schema are
+    needed. It only reads, and may run beside the running system. Exits with 1 if anything differs
+    or is not accounted for, naming the first record, and with an error if retention has deleted
+    what is needed to tell.
     """
-    settings = load_policy_settings(policy)
-    schema = load_schema(settings.schema_path)
+    settings = load_settings()
+    if settings.schema_path.is_dir():
+        settings = settings_of_policy(settings, policy)
     out, err = Console(), Console(stderr=True)
+    connection = Connection(settings.bootstrap_servers, client_id="grade-reconcile")
+    topics = Topics(settings.topic_prefix)
     with err.status("reading the topics") as status:
-        content = read_content(
-            Connection(settings.bootstrap_servers, client_id="grade-reconcile"),
-            Topics(settings.topic_prefix),
-        )
+        generations = read_generations(connection, topics, policy or _only(connection, topics))
         try:
             report = reconcile_content(
-                schema, reconcile_settings(settings, schema), content, tell=status.update
+                generations,
+                TopicContent(connection, topics),
+                versions=versions,
+                tell=status.update,
             )
         except RetentionLost as lost:
-            kept_ms = topic_plan(settings, schema).input_retention_ms
-            kept = "for ever" if kept_ms == UNLIMITED else f"for {kept_ms / 3_600_000:.1f} hours"
             raise RetentionLost(
-                f"{lost}; `grade topics` has inputs and reward groups kept {kept}. Nothing was "
-                "compared, and no difference was found"
+                f"{lost}. Nothing was compared, and no difference was found"
             ) from lost
-    if json_path is not None:
-        json_path.write_text(report.to_json() + "\n", encoding="utf-8")
     for table in tables(report):
         out.print(table)
     out.print(summary(report), soft_wrap=True, markup=False, highlight=False)
+    if json_path is not None:  # last: a disk that is full must not keep the answer back
+        replace_file(json_path, (report.to_json() + "\n").encode())
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _only(connection: Connection, topics: Topics) -> str:
+    """The policy whose generations the topic has, if there is one."""
+    [begun] = read_logs(connection, [topics.generations])[topics.generations]
+    found = sorted({(each.key or b"").decode(errors="replace") for each in begun.records})
+    if len(found) != 1:
+        raise SettingsError(
+            f"--policy: expected the name of one of the policies in {topics.generations} "
+            f"({', '.join(found) or 'it has none'}), seen none"
+        )
+    return found[0]
 
 
 def tables(report: ReconcileReport) -> list[Table]:
@@ -130,6 +144,8 @@ def summary(report: ReconcileReport) -> str:
         f"groups applied {versions.groups_applied:,}, lost {versions.groups_lost:,}, "
         f"applied twice {versions.groups_applied_twice:,}",
     ]
+    lines += [f"accepted: {each}" for each in report.losses]
+    lines += [f"not compared: {each}" for each in report.not_compared]
     lines += [f"NOT CONSERVED: {each}" for each in report.unconserved]
     found = report.differences
     lines += [f"DIFFERENCE: {each}" for each in found[:_SHOWN_DIFFERENCES]]

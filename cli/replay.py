@@ -26,6 +26,7 @@ from evaluation.through_kafka import ThroughKafka
 from evaluation.through_memory import ThroughMemory
 from evaluation.yardsticks import lists_of, yardsticks
 from grade_client import Connection, EventProducer, PolicyClient
+from policy.durable_file import replace_file
 from policy.errors import GradeError
 from policy.schema import Schema, load_schema
 from stream.broker import LocalBroker
@@ -111,7 +112,7 @@ def replay(
     difference = first_difference(*served.values()) if len(served) == 2 else None
     Console().print(_table(figures))
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        replace_file(json_file, (json.dumps(figures, indent=2) + "\n").encode())
     if difference is not None:
         raise GradeError(f"expected memory and Kafka to be equal bit for bit, seen: {difference}")
     if len(served) == 2:

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import structlog
 import typer
-from grade.v1.refused_pb2 import Reason
 
 from cli.admin import AdminServer
+from cli.repeats import limit_repeats
 from cli.settings import Settings, load_settings
 from cli.wiring import policies
-from policy.errors import SettingsError
+from policy.durable_file import replace_file
 from serving.server import PolicyServer, ServerSettings
 from stream.connection import Connection
 
@@ -58,6 +58,7 @@ def serve(
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
+    limit_repeats("kafka")
     if worker_file is not None:
         _serve_as_worker(settings, stop, worker_file)
     elif settings.serve_workers == 1:
@@ -140,14 +141,5 @@ def _log_ready(settings: Settings, server: PolicyServer, admin: AdminServer) -> 
 
 def _tell(path: Path | None, port: int) -> None:
     """Write a port to a file, for whoever has started this process."""
-    if path is None:
-        return
-    try:
-        temporary = path.with_name(path.name + ".new")
-        temporary.write_text(f"{port}\n", encoding="ascii")
-        temporary.replace(path)
-    except OSError as error:
-        raise SettingsError(
-            f"--port-file {path}: expected a file that can be written, seen: {error.strerror}",
-            Reason.REASON_UNAVAILABLE,
-        ) from None
+    if path is not None:
+        replace_file(path, f"{port}\n".encode(), durable=False)

@@ -1,7 +1,7 @@
 """`grade simulate`: a simulated marketplace plays against a running system."""
 
+import io
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -14,6 +14,8 @@ import typer
 from cli.admin import AdminServer
 from cli.settings import load_settings
 from grade_client import Connection, DeliveryFailed, EventProducer, PolicyClient, Topics
+from policy.durable_file import replace_file
+from policy.errors import FileNotWritten
 from simulator.marketplace import POLICY, Marketplace, MarketplaceSettings
 from simulator.traffic import Traffic, TrafficSettings
 
@@ -79,7 +81,10 @@ def simulate(
 
         def write_status(status: dict[str, Any]) -> None:
             if status_file is not None:
-                write_json(status_file, status)
+                try:
+                    replace_file(status_file, _json(status), durable=False)
+                except FileNotWritten as error:  # the traffic is worth more than the view of it
+                    log.warning("status_not_written", reason=str(error))
 
         with AdminServer(
             settings.simulate_admin_port, traffic.health, host=settings.admin_host
@@ -93,12 +98,14 @@ def simulate(
                 admin_port=admin.port,
             )
             report = traffic.run(write_status)
-        if json_file is not None:
-            write_json(json_file, report)
-        if calls_file is not None:
-            with calls_file.open("wb") as file:
-                np.save(file, traffic.calls())
         log.info("traffic_ended", **{k: v for k, v in report.items() if k != "curve"})
+        # Every event is settled by now: what a full disk refuses costs none.
+        if json_file is not None:
+            replace_file(json_file, _json(report))
+        if calls_file is not None:
+            calls = io.BytesIO()
+            np.save(calls, traffic.calls())
+            replace_file(calls_file, calls.getvalue())
         if report["events_undelivered"]:
             raise DeliveryFailed(
                 "expected every event to be confirmed, seen "
@@ -106,8 +113,5 @@ def simulate(
             )
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that a reader never sees half of."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(part, path)
+def _json(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content)}\n".encode()

@@ -13,6 +13,8 @@ from typing import IO, Self
 
 import structlog
 
+from policy.durable_file import writing
+
 log = structlog.get_logger(__name__)
 
 FIRST_DELAY_S = 0.5
@@ -66,8 +68,9 @@ class Supervisor:
         self._log: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._log = self._log_path.open("ab")
+        with writing(self._log_path, 0):
+            self._log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._log = self._log_path.open("ab")
         try:
             for child in self._children:
                 self._start(child)
@@ -122,6 +125,17 @@ class Supervisor:
             child.process = None
             child.due_at = now + child.delay_s
             child.delay_s = min(2 * child.delay_s, LONGEST_DELAY_S)
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start again what `stop` has stopped.
+
+        Args:
+            names: plans to start.
+        """
+        for child in self._children:
+            if child.plan.name in names and child.process is None:
+                child.delay_s = FIRST_DELAY_S
+                self._start(child)
 
     def stop(self, names: Sequence[str] | None = None) -> None:
         """Stop processes, last started first: SIGTERM, and SIGKILL after the grace period.

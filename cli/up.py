@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 from rich.console import Console
 
@@ -13,10 +14,16 @@ from cli.settings import load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, process_plans, wait_until_healthy
 from cli.wiring import generations_to_go_by, local_broker_port
+from policy.errors import BrokerError, FileNotWritten
 from policy.schema import load_schema
 from stream.broker import LocalBroker
 from stream.connection import Connection
 from stream.topics import create
+
+log = structlog.get_logger(__name__)
+
+KAFKA_RETRY_S = 10.0
+"""Least time between two starts of a broker that ends, such as on a full disk."""
 
 
 def up(
@@ -85,9 +92,19 @@ def up(
             )
             + f"\nlog: {running.log_path}\nCtrl-C stops everything."
         )
+        due_at = 0.0
         while True:
             time.sleep(1.0)  # until a signal
             running.keep_running()
-            if broker and not local.status().running:
-                console.print("Kafka has ended; starting it again")
-                local.up()
+            if broker and time.monotonic() >= due_at and not local.status().running:
+                _start_again(local)
+                due_at = time.monotonic() + KAFKA_RETRY_S
+
+
+def _start_again(local: LocalBroker) -> None:
+    """Start a broker that has ended; if it cannot, requests are answered all the same."""
+    log.warning("kafka_ended", what="starting it again", log=str(local.log_file))
+    try:
+        local.up()
+    except (BrokerError, FileNotWritten) as error:
+        log.error("kafka_not_started", retry_s=KAFKA_RETRY_S, reason=str(error))

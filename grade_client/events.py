@@ -19,14 +19,18 @@ from grade.v1.refused_pb2 import Reason
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, RetriableError
 
+from grade_client.calls import Sampled
 from grade_client.errors import DeliveryFailed, EventRefused
-from grade_client.policy_client import Sampled
 from policy.errors import TopicError
 from stream.codec import TICK_HEADER, TICK_VALUE, encode, partition_for
 from stream.connection import Connection, KafkaUnreachable, close_producer, open_producer
 from stream.topics import FUTURE_MS, LARGEST_EVENT_BYTES, Topics
 
 _REOPEN_INTERVAL_S = 1.0
+
+_FOR_EVER_MS = 2**31 - 1
+"""However long Kafka is away: an idempotent producer of kafka-python that has given up one batch
+for its age never sends again. What bounds the memory is `max_unconfirmed`."""
 
 _Event = TypeVar("_Event", Impression, Conversion)
 
@@ -53,7 +57,7 @@ class EventProducer:
         topics: names of the topics; they must exist.
         policy: name of the policy whose events these are.
         max_unconfirmed: events on their way at which further ones are refused, so that an absent
-            Kafka cannot fill the memory.
+            Kafka cannot fill the memory. Nothing is kept on disk.
 
     Raises:
         KafkaUnreachable: no broker answered in time.
@@ -344,7 +348,11 @@ class EventProducer:
         connection = self._connection
         if timeout_s is not None:
             connection = replace(connection, timeout_s=timeout_s)
-        return open_producer(connection, max_request_size=LARGEST_EVENT_BYTES)
+        return open_producer(
+            connection,
+            max_request_size=LARGEST_EVENT_BYTES,
+            delivery_timeout_ms=_FOR_EVER_MS,
+        )
 
     def _working_producer(self) -> KafkaProducer:
         """The producer, or a new one if Kafka has refused a record of it.

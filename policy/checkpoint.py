@@ -1,13 +1,11 @@
 """Checkpoints on disk: one safetensors file each, durable before it counts, checked when read.
 
-A file holds named tensors, metadata, and the sha256 of both. It is written beside its final name,
-flushed to the disk, renamed, and the folder is flushed: after a crash there is the old file or the
-new one, never half of one.
+A file holds named tensors, metadata, and the sha256 of both. It is replaced whole and durably
+(durable_file.py): after a crash there is the old file or the new one, never half of one.
 """
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from grade.v1.refused_pb2 import Reason
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from policy.durable_file import replace_file
 from policy.errors import CheckpointRefused, quoted
 
 Tensors = dict[str, npt.NDArray[np.generic]]
@@ -68,26 +67,17 @@ def write(
 
     Raises:
         ValueError: fewer than one checkpoint is to be kept.
+        FileNotWritten: the disk does not take it; every checkpoint that was there still is.
     """
     if keep < 1:
         raise ValueError(f"expected at least 1 checkpoint to be kept, seen {keep}")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(int(metadata["epoch"]), int(metadata["version"]))
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     checksum = digest(contiguous, metadata).hex()
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(save(contiguous, metadata={**metadata, _CHECKSUM: checksum}))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, save(contiguous, metadata={**metadata, _CHECKSUM: checksum}))
     up_to_this = [each for each in _all(folder) if each.name <= path.name]
-    for old in (*up_to_this[:-keep], *_all(folder, AHEAD)[:-keep], *_all(folder, ".tmp")):
+    half_written = (each for each in folder.glob("*.tmp") if _STEM.match(each.name))
+    for old in (*up_to_this[:-keep], *_all(folder, AHEAD)[:-keep], *half_written):
         old.unlink(missing_ok=True)
     return path
 

@@ -17,6 +17,7 @@ GradeError
 │   └── BoundaryError    a record was written under other settings
 ├── TopicError           a topic is missing or has a wrong setting
 ├── BrokerError          the local Kafka broker cannot be run
+├── FileNotWritten       a disk does not take a file
 ├── KafkaUnreachable     no broker answers (stream/connection.py)
 ├── PolicyCallFailed     the policy server refused or did not answer (grade_client/errors.py)
 └── DeliveryFailed       events were given up (grade_client/errors.py)
@@ -24,6 +25,7 @@ GradeError
 Messages say what was expected and what was seen.
 """
 
+from pathlib import Path
 from typing import Final
 
 from grade.v1.refused_pb2 import Reason
@@ -149,6 +151,27 @@ class TopicError(GradeError):
 
 class BrokerError(GradeError):
     """The local Kafka broker cannot be run."""
+
+
+class FileNotWritten(GradeError):  # noqa: N818 - as above
+    """A disk does not take a file: it is full, a quota is used up, or a permission is missing.
+
+    Args:
+        path: the file or folder.
+        needed_bytes: room that it needs; 0 if it could not even be opened.
+        reason: what the operating system says.
+        free_bytes: room on its file system; None if that is not known.
+    """
+
+    def __init__(
+        self, path: Path, needed_bytes: int, reason: str, free_bytes: int | None = None
+    ) -> None:
+        free = "" if free_bytes is None else f" ({free_bytes:,} bytes free there)"
+        wanted = f"write {needed_bytes:,} bytes" if needed_bytes else "open it for writing"
+        super().__init__(f"{path}: expected to {wanted}, seen: {reason}{free}")
+        self.path = path
+        self.needed_bytes = needed_bytes
+        self.why = reason
 
 
 class DataError(BadInput):

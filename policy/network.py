@@ -68,7 +68,10 @@ class PolicyNetwork(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[request, objective] alpha of the served policy, from [request, feature]."""
-        heads = self.heads(features)
+        return self.alpha(self.heads(features))
+
+    def alpha(self, heads: Heads) -> Tensor:
+        """[request, objective] alpha of the served policy, from what its heads say."""
         mean = floored(mixed_mean(heads, self.get_buffer("gate")), self.least_mean)
         return heads.concentration[..., None] * mean
 

@@ -20,6 +20,7 @@ from policy.fusion import Floats
 from policy.initial import initial_parameters
 from policy.network import (
     MEASURED,
+    Heads,
     PolicyNetwork,
     configure_torch,
     floored,
@@ -81,6 +82,10 @@ class _Members(NamedTuple):
     """[request, member] under the Dirichlet that drew them, in nats."""
     advantages: Tensor
     """[request, member] in reward units."""
+
+    def of(self, rows: Tensor) -> "_Members":
+        """The groups of some requests."""
+        return _Members(*(each[rows] for each in self))
 
 
 class Trainer:
@@ -147,10 +152,12 @@ class Trainer:
         generator = dirichlet.keyed_generator(
             "learn", str(settings.seed), self._schema.policy, str(self._epoch), str(slot)
         )
-        before = self._served_alpha(requests)
+        heads = self._served_heads(requests)
+        with torch.no_grad():
+            before = self._average.alpha(heads)
 
         self._ideal.add(requests.ideal)
-        self._gate.add(self._rewards_of_openings(requests))
+        self._gate.add(self._rewards_of_openings(requests, heads))
         self._past.add(requests.with_outcome())
         self._measure(requests)
 
@@ -171,7 +178,7 @@ class Trainer:
             groups=len(requests.features),
             informative_groups=int(grpo.informative(members.advantages).sum()),
             reward=float(served.executed[seen].mean()) if seen.any() else 0.0,
-            kl=float(dirichlet.kl(after, before).mean()),
+            kl=float(dirichlet.kl(after, before.numpy()).mean()),
             concentration=float(after.sum(axis=-1).mean()),
             clip_fraction=float(np.mean(clipped)) if clipped else 0.0,
             gradient_norm=float(np.mean(norms)) if norms else 0.0,
@@ -237,30 +244,32 @@ class Trainer:
 
     def _learn_served(self, requests: Requests, members: _Members) -> tuple[float, float]:
         """One clipped step on the groups as served; returns clip fraction and gradient norm."""
-        parts = self._parts(requests)
+        rows = torch.nonzero(grpo.informative(members.advantages)).squeeze(-1)
+        spoken = members.of(rows)
+        with torch.no_grad():
+            parts = self._parts(torch.from_numpy(requests.features)[rows])
         served = parts.contextual if self._gate.opening() else parts.static
         ratio = grpo.importance_ratio(
-            grpo.log_density(served.detach(), members.simplex),
-            members.log_densities,
-            self._settings.ratio_cap,
+            grpo.log_density(served, spoken.simplex), spoken.log_densities, self._settings.ratio_cap
         )
-        clipped = grpo.clip_fraction(ratio, members.advantages, self._settings.epsilon)
-        return float(clipped), self._descend(requests, parts, members, members)
+        clipped = grpo.clip_fraction(ratio, spoken.advantages, self._settings.epsilon)
+        return float(clipped), self._descend(requests, members, members)
 
     def _learn_fresh(self, requests: Requests, generator: np.random.Generator) -> float:
         """One step on groups drawn from both parts as they are now; returns the gradient norm."""
-        parts = self._parts(requests)
-        static = self._fresh_members(requests, parts.static.detach(), generator)
-        contextual = self._fresh_members(requests, parts.contextual.detach(), generator)
-        return self._descend(requests, parts, static, contextual)
+        with torch.no_grad():
+            parts = self._parts(torch.from_numpy(requests.features))
+        static = self._fresh_members(requests, parts.static, generator)
+        contextual = self._fresh_members(requests, parts.contextual, generator)
+        return self._descend(requests, static, contextual)
 
-    def _parts(self, requests: Requests) -> _Parts:
+    def _parts(self, features: Tensor) -> _Parts:
         """Both parts, each as if it alone were served.
 
         A contextual part that only corrected the static one, which moves ten times faster, would
         chase it. The concentration learns with the contextual part.
         """
-        heads = self._network.heads(torch.from_numpy(requests.features))
+        heads = self._network.heads(features)
         total, floor = heads.concentration[..., None], self._network.least_mean
         return _Parts(
             static=total.detach() * floored(torch.softmax(heads.static_logits, dim=-1), floor),
@@ -269,23 +278,26 @@ class Trainer:
             - torch.log_softmax(heads.static_logits, dim=-1).detach(),
         )
 
-    def _descend(
-        self, requests: Requests, parts: _Parts, static: _Members, contextual: _Members
-    ) -> float:
-        """One gradient step of both parts; returns the contextual gradient's norm."""
+    def _descend(self, requests: Requests, static: _Members, contextual: _Members) -> float:
+        """One gradient step of both parts; returns the contextual gradient's norm.
+
+        Most groups say nothing: they are left out of the work, but not of the mean.
+        """
         speaks = grpo.informative(contextual.advantages)
-        if not (speaks.any() or grpo.informative(static.advantages).any()):
+        rows = torch.nonzero(speaks | grpo.informative(static.advantages)).squeeze(-1)
+        if not len(rows):
             return 0.0
-        reference = self._reference_alpha(requests)
-        pull = torch.where(speaks, parts.apart.square().sum(dim=-1), 0).mean()
+        features = torch.from_numpy(requests.features)[rows]
+        parts, reference = self._parts(features), self._reference_alpha(features)
+        pull = torch.where(speaks[rows], parts.apart.square().sum(dim=-1), 0).mean()
         loss = (
-            self._loss(parts.static, static, reference)
-            + self._loss(parts.contextual, contextual, reference)
+            self._loss(parts.static, static.of(rows), reference)
+            + self._loss(parts.contextual, contextual.of(rows), reference)
             + self._settings.static_pull * pull
         )
         self._static_adam.zero_grad()
         self._contextual_adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+        (loss * (len(rows) / len(speaks))).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
         self._static_adam.step()
         return self._contextual_adam.step()
 
@@ -333,12 +345,14 @@ class Trainer:
             posterior = posterior / usual[:, None]
         return posterior + self._settings.format_weight * format_rewards(self._schema, weights)
 
-    def _rewards_of_openings(self, requests: Requests) -> Floats:
-        """[request, opening] rewards of the means that every opening of the gate would serve."""
+    def _served_heads(self, requests: Requests) -> Heads:
         with torch.no_grad():
-            heads = self._average.heads(torch.from_numpy(requests.features))
-            floor = self._average.least_mean
-            means = [floored(mixed_mean(heads, opening), floor) for opening in Gate.OPENINGS]
+            return self._average.heads(torch.from_numpy(requests.features))
+
+    def _rewards_of_openings(self, requests: Requests, heads: Heads) -> Floats:
+        """[request, opening] rewards of the means that every opening of the gate would serve."""
+        floor = self._average.least_mean
+        means = [floored(mixed_mean(heads, opening), floor) for opening in Gate.OPENINGS]
         weights = dirichlet.simplex_to_weights(
             np.stack([mean.numpy() for mean in means], axis=1), self._floors
         )
@@ -366,10 +380,10 @@ class Trainer:
             result: Floats = self._average(torch.from_numpy(requests.features)).numpy()
         return result
 
-    def _reference_alpha(self, requests: Requests) -> Tensor | None:
+    def _reference_alpha(self, features: Tensor) -> Tensor | None:
         if not self._settings.kl_weight:
             return None
-        result: Tensor = self._reference(torch.from_numpy(requests.features))
+        result: Tensor = self._reference(features)
         return result
 
     def _mean_weights(self, served: Floats) -> Floats:

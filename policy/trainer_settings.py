@@ -6,7 +6,7 @@ from typing import Any
 
 from policy.errors import BoundaryError
 
-LEARNER_COMPUTATION = 1
+LEARNER_COMPUTATION = 2
 """Version of the update rule: raised whenever the same groups would yield other versions."""
 
 _PREFIX = "learn_"

@@ -20,7 +20,7 @@ from grade.v1.refused_pb2 import Reason
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from policy.errors import SnapshotRefused, TopicError, cut, reason_name
+from policy.errors import FileNotWritten, SnapshotRefused, TopicError, cut, reason_name
 from serving import metrics
 from serving.earlier_schemas import EarlierSchemas
 from serving.engine import Engine
@@ -113,6 +113,7 @@ class ParametersFollower:
         self._swaps: deque[Swap] = deque(maxlen=SWAPS_KEPT)
         self._lock = threading.Lock()
         self._unwritten: ParameterSnapshot | None = None
+        self._disk_trouble = ""
         self._written = -_FILE_INTERVAL_S
         self._caught_up = threading.Event()
         self._stopping = threading.Event()
@@ -187,6 +188,7 @@ class ParametersFollower:
             "kafka": self._state,
             "kafka_age_s": round(self.kafka_age_s(), 3),
             "kafka_trouble": self._trouble,
+            "disk_trouble": self._disk_trouble,
             "refused": refused.total(),
             "refused_by_check": dict(by_check),
             "refused_by_reason": dict(by_reason),
@@ -381,9 +383,14 @@ class ParametersFollower:
         self._written = time.monotonic()
         try:
             write_snapshot(self._file, snapshot)
-        except OSError as error:
-            log.error("snapshot_file_not_written", path=str(self._file), reason=str(error))
+        except FileNotWritten as error:
+            if not self._disk_trouble:
+                log.error("snapshot_file_not_written", reason=str(error))
+            self._disk_trouble = str(error)
             return
+        if self._disk_trouble:
+            self._disk_trouble = ""
+            log.info("snapshot_file_written", path=str(self._file))
         if self._unwritten is snapshot:
             self._unwritten = None
 

@@ -4,9 +4,7 @@ The file is a line that names the format, the sha256 of the rest, and a serializ
 ParameterSnapshot.
 """
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +12,7 @@ from google.protobuf.message import DecodeError
 from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.refused_pb2 import Reason
 
+from policy.durable_file import replace_file
 from policy.errors import SnapshotRefused
 from stream.codec import encode
 
@@ -29,26 +28,10 @@ def write_snapshot(path: Path, snapshot: ParameterSnapshot) -> None:
         snapshot: a snapshot that was checked.
 
     Raises:
-        OSError: the file cannot be written.
+        FileNotWritten: the disk does not take it; the old file stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = encode(snapshot)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(FORMAT + hashlib.sha256(content).digest() + content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace_file(path, FORMAT + hashlib.sha256(content).digest() + content)
 
 
 def read_snapshot(path: Path) -> ParameterSnapshot | None:

@@ -78,7 +78,7 @@ def missing(
             if since[place] is None
             or not any(
                 _begins(record, generation)
-                for record in read_all(consumer, [place], begin={place: since[place].offset})
+                for record in read_all(consumer, [place], starts={place: since[place].offset})
             )
         ]
     finally:

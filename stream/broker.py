@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from kafka.errors import KafkaError
 
+from policy.durable_file import replace_file, writing
 from policy.errors import BrokerError
 from stream.broker_jars import Progress, fetch_jars, read_lock
 from stream.connection import Connection, KafkaUnreachable, open_admin
@@ -96,8 +98,8 @@ class LocalBroker:
 
         Raises:
             BrokerError: it cannot be started; the message says why.
+            FileNotWritten: its folder cannot be written to.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         with self._exclusive():
             before = self.status()
             if before.running:
@@ -146,13 +148,15 @@ class LocalBroker:
         java, environment = self._java()
         port = self._choose_port(self._port or last_port or 0, exactly=bool(self._port))
         controller = self._choose_port(self._remembered("controller") or 0, exactly=False)
-        _replace(self._properties_file, _server_properties(port, controller))
+        replace_file(self._properties_file, _server_properties(port, controller).encode())
         started = time.monotonic()
         self._progress(f"starting Apache Kafka on port {port}")
         if not (self._folder / "log" / "meta.properties").exists():
             self._format(java, environment)
         command = [*java, f"-Xmx{HEAP_MB}m", self._mark, "kafka.Kafka", "server.properties"]
-        with self.log_file.open("ab") as output:
+        with writing(self.log_file, 0):
+            output = self.log_file.open("ab")
+        with output:
             process = subprocess.Popen(
                 command,
                 cwd=self._folder,
@@ -163,8 +167,8 @@ class LocalBroker:
                 start_new_session=True,
             )
         _children[process.pid] = process
-        _replace(self._pid_file, f"{process.pid}\n")
         try:
+            replace_file(self._pid_file, f"{process.pid}\n".encode())
             self._await_answer(process, port, started + self._start_timeout_s)
         except BaseException:
             self._stop(process.pid)
@@ -214,7 +218,10 @@ class LocalBroker:
                 raise BrokerError(self._failure(f"seen it end with code {process.returncode}"))
             with contextlib.suppress(OSError):
                 socket.create_connection((HOST, port), timeout=1.0).close()
-                with contextlib.suppress(KafkaUnreachable), open_admin(connection) as admin:
+                with (
+                    contextlib.suppress(KafkaUnreachable, KafkaError),
+                    open_admin(connection) as admin,
+                ):
                     admin.list_topics()
                     return
             if time.monotonic() > deadline:
@@ -285,8 +292,10 @@ class LocalBroker:
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Keep a second `up` or `down` of the same folder waiting."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "broker.lock").open("wb") as file:
+        with writing(self._folder, 0):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file = (self._folder / "broker.lock").open("wb")
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -364,13 +373,6 @@ def _is_ending(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
         return state not in (b"Z", b"X") and not any(_arguments(pid))
     return False
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new contents."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="ascii")
-    os.replace(temporary, path)
 
 
 def _tail(text: str, lines: int = 12) -> str:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from policy.durable_file import writing
 from policy.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def _user_repository() -> Path:
 
 def _download(jar: Jar, repository: Path, sources: dict[str, str] | None) -> str:
     target = repository / jar.path
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target, 0):
+        target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the replacement below stays within one file system.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as temporary:
         context = _context(Path(temporary), sources)

@@ -162,7 +162,7 @@ def read_all(
     consumer: KafkaConsumer,
     partitions: Sequence[TopicPartition],
     *,
-    begin: Mapping[TopicPartition, int] | None = None,
+    starts: Mapping[TopicPartition, int] | None = None,
     timeout_s: float = 30.0,
 ) -> Iterator[Any]:
     """Every record that the partitions hold now, each partition's in the order of its offsets.
@@ -170,7 +170,7 @@ def read_all(
     Args:
         consumer: its assignment and positions are replaced.
         partitions: partitions to read.
-        begin: where to begin, instead of at the first record.
+        starts: where to begin, instead of at the first record that is there.
         timeout_s: how long the next records may take to come.
 
     Raises:
@@ -178,7 +178,7 @@ def read_all(
     """
     consumer.assign(list(partitions))
     ends = end_offsets(consumer, partitions)
-    heads = {**head_offsets(consumer, partitions), **(begin or {})}
+    heads = {**head_offsets(consumer, partitions), **(starts or {})}
     for partition in partitions:
         consumer.seek(partition, heads[partition])
     pending = {p for p in partitions if heads[p] < ends[p]}

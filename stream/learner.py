@@ -5,13 +5,12 @@ consumer group, and a version is published only after the checkpoint that contai
 What is learned is decided in version_chain.py; this file moves records and survives crashes.
 """
 
-import fcntl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from grade.v1.generation_pb2 import Generation
@@ -26,12 +25,14 @@ from kafka.errors import (
 from policy import checkpoint
 from policy.errors import (
     CheckpointRefused,
+    LedgerGap,
     RetentionLost,
     SettingsError,
     StreamError,
     reason_name,
 )
 from stream import learner_metrics as metrics
+from stream.checkpoint_folder import CheckpointFolder, Stopped
 from stream.connection import (
     Connection,
     KafkaUnreachable,
@@ -84,10 +85,6 @@ class LearnerSettings:
     """Waiting groups at which partitions that are ahead of the slowest are read no further."""
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the learner was asked to stop
-    """The learner was asked to stop while it waited for Kafka."""
-
-
 class Learner:
     """Follows the reward-groups topic until it is told to stop.
 
@@ -118,8 +115,10 @@ class Learner:
         self._refused = 0
         self._retries = 0
         self._started = False
-        self._standby: str | None = None
-        self._lock: TextIO | None = None
+        self._folder = CheckpointFolder(
+            settings.checkpoints, max(2, settings.keep_checkpoints), self._stop
+        )
+        self._deleted: dict[int, str] = {}
         self._call: tuple[str, float] | None = None
         self._failure: str | None = None
         self._published: VersionId | None = None
@@ -156,7 +155,7 @@ class Learner:
         if call is not None and (failure is not None or now - call[1] > SLOW_S):
             why = f": {failure}" if failure is not None else ""
             return f"waiting for Kafka ({call[0]}) for {now - call[1]:.1f} s{why}"
-        return "ok" if self._started else self._standby or "starting"
+        return self._folder.waits_for or ("ok" if self._started else "starting")
 
     def run(self) -> None:
         """Learn until `stop` is called.
@@ -166,7 +165,7 @@ class Learner:
         """
         consumer = None
         try:
-            self._own_checkpoints()
+            self._folder.own()
             self._know(
                 self._call_kafka(
                     "ensure_first",
@@ -210,27 +209,8 @@ class Learner:
                 consumer.close()
             if self._publisher is not None:
                 self._publisher.close()
-            if self._lock is not None:
-                self._lock.close()
+            self._folder.release()
         log.info("stopped", version=self._chain.version if self._chain else None)
-
-    def _own_checkpoints(self) -> None:
-        """Wait until no other learner uses the folder; one that crashed holds it no longer."""
-        folder = self._settings.checkpoints
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w", encoding="utf-8")
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if self._standby is None:
-                    self._standby = f"standing by: another learner uses {folder}"
-                    log.warning("standing_by", folder=str(folder))
-                if self._stop.wait(BACKOFF_S[0]):
-                    raise Stopped from error
-            else:
-                self._standby = None
-                return
 
     def _know(self, generations: list[Generation]) -> None:
         self._generations |= {each.generation: each for each in generations}
@@ -292,6 +272,7 @@ class Learner:
         for each, position in zip(partitions, chain.cutter.next_positions, strict=True):
             if position < heads[each]:
                 # Whether a group is among what is gone, the ledger will tell.
+                self._deleted[each.partition] = self._what_is_deleted(chain, each, heads[each])
                 log.warning(
                     "records_deleted",
                     partition=each.partition,
@@ -306,11 +287,27 @@ class Learner:
                 )
             consumer.seek(each, max(position, heads[each]))
 
+    def _what_is_deleted(self, chain: VersionChain, partition: TopicPartition, head: int) -> str:
+        position = chain.cutter.next_positions[partition.partition]
+        newest = f"version {chain.version} as the newest" if chain.version else "none"
+        return (
+            f"{partition.topic} partition {partition.partition}: expected the reward groups from "
+            f"offset {position} on, seen {head} as the first that retention has left: "
+            f"{head - position} records are gone, with groups that no checkpoint has learned "
+            f"({newest} in {self._settings.checkpoints}). Put back a copy of the folder that has "
+            "learned them; what was published goes on serving"
+        )
+
     def _read(self, consumer: Any, chain: VersionChain) -> None:
         fetched = self._call_kafka("poll", lambda: consumer.poll(timeout_ms=POLL_MS))
         for each, records in fetched.items():
             for record in records:
-                chain.read(each.partition, record.value, position=record.offset)
+                try:
+                    chain.read(each.partition, record.value, position=record.offset)
+                except LedgerGap as gap:
+                    if each.partition not in self._deleted:
+                        raise
+                    raise RetentionLost(f"{self._deleted[each.partition]} ({gap})") from gap
         if fetched:
             self._record_at = time.monotonic()
             metrics.REPEATS.inc(chain.cutter.repeats - self._repeats)
@@ -336,15 +333,14 @@ class Learner:
         metrics.WAITING_GROUPS.set(chain.cutter.waiting)
 
     def _commit(self, chain: VersionChain, batch: list[Learned]) -> None:
-        """Make the chain's state durable, then publish the versions that it contains."""
+        """Make the chain's state durable, then publish the versions that it contains.
+
+        While the disk takes no checkpoint nothing is published: a version that no checkpoint has
+        would be gone with the process.
+        """
         state = chain.state()
         with metrics.CHECKPOINT_SECONDS.time():
-            checkpoint.write(
-                self._settings.checkpoints,
-                state.tensors,
-                state.metadata,
-                keep=max(2, self._settings.keep_checkpoints),
-            )
+            self._folder.write(state)
         with metrics.PUBLISH_SECONDS.time():
             self._publish(batch)
         for learned in batch:

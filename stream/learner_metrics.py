@@ -56,6 +56,9 @@ SLOT_TO_PUBLISHED_SECONDS = Histogram(
     "Wall time from the end of a slot to its confirmed version; log time must be the broker's.",
     buckets=_SECONDS,
 )
+WRITES_REFUSED = Counter(
+    "grade_learner_writes_refused_total", "Times that the disk did not take a checkpoint."
+)
 CHECKPOINTS_REFUSED = Counter(
     "grade_learner_checkpoints_refused_total",
     "Checkpoint files that could not be loaded, by reason.",

@@ -1,6 +1,7 @@
 """Topics read completely: from their first record to the end that they have now."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from policy.errors import TopicError
@@ -35,7 +36,9 @@ class Log(NamedTuple):
     records: list[LogRecord]
 
 
-def read_logs(connection: Connection, topics: Sequence[str]) -> dict[str, list[Log]]:
+def read_logs(
+    connection: Connection, topics: Sequence[str], *, partition: int | None = None
+) -> dict[str, list[Log]]:
     """Read topics one after the other, each up to the end that it has when its turn comes.
 
     What is read first can only have been made from records that lie in what is read after it, where
@@ -44,9 +47,10 @@ def read_logs(connection: Connection, topics: Sequence[str]) -> dict[str, list[L
     Args:
         connection: how to reach Kafka.
         topics: names of the topics.
+        partition: the only one to read; every one if left out.
 
     Returns:
-        topic → [partition] log.
+        topic → [partition] log, or the one log.
 
     Raises:
         TopicError: there is no topic of that name.
@@ -59,6 +63,8 @@ def read_logs(connection: Connection, topics: Sequence[str]) -> dict[str, list[L
             partitions = partitions_of(consumer, topic)
             if not partitions:
                 raise TopicError(f"expected the topic {topic}, seen none of that name")
+            if partition is not None:
+                partitions = [each for each in partitions if each.partition == partition]
             heads, ends = head_offsets(consumer, partitions), end_offsets(consumer, partitions)
             found = {each.partition: Log(heads[each], ends[each], []) for each in partitions}
             for record in read_all(consumer, partitions):
@@ -77,3 +83,17 @@ def read_logs(connection: Connection, topics: Sequence[str]) -> dict[str, list[L
         return logs
     finally:
         consumer.close()
+
+
+def count_partitions(connection: Connection, topic: str) -> int:
+    """How many partitions a topic has.
+
+    Raises:
+        TopicError: there is no topic of that name.
+        KafkaUnreachable: no broker answers.
+    """
+    with closing(open_consumer(connection)) as consumer:
+        found = len(partitions_of(consumer, topic))
+    if not found:
+        raise TopicError(f"expected the topic {topic}, seen none of that name")
+    return found

@@ -1,20 +1,22 @@
-"""Is what the system wrote what its inputs and settings yield? Byte for byte, from its topics.
+"""Is what the system wrote what its inputs and generations yield? Byte for byte, from its topics.
 
 Groups are recomputed from the input logs, versions from the groups; every input record must have
-ended somewhere. Nothing that a running process holds is asked. It is the oracle of the chaos tests.
+ended somewhere. Nothing that a running process holds is asked, nor anybody's settings: what join
+and learner went by is in the generations topic. It is the oracle of the chaos tests.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from policy.schema import Schema
-from policy.trainer_settings import TrainerSettings
+from grade.v1.generation_pb2 import Generation
+
+from policy.errors import SettingsError
 from stream.connection import Connection
 from stream.differences import Difference
-from stream.join import JoinSettings, Kind
-from stream.logs import Log, read_logs
+from stream.join import Kind
+from stream.logs import Log, count_partitions, read_logs
 from stream.reconcile_join import (
     NO_FATES,
     Fates,
@@ -23,26 +25,40 @@ from stream.reconcile_join import (
     reconcile_partition,
 )
 from stream.reconcile_versions import VersionsReport, VersionTopics, reconcile_versions
+from stream.terms import terms_of
 from stream.topics import Topics
+from stream.version_chain import by_number
+from stream.version_range import check_range
 
 Tell = Callable[[str], None]
 
 
+class Content(Protocol):
+    """What the topics hold; a partition is held in memory only while it is looked at."""
+
+    @property
+    def topics(self) -> Topics:
+        """Their names."""
+
+    @property
+    def partitions(self) -> int:
+        """Partitions of the event topics."""
+
+    @property
+    def versions(self) -> Log:
+        """The versions topic."""
+
+    @property
+    def parameters(self) -> Log:
+        """The parameters topic."""
+
+    def partition(self, number: int) -> PartitionContent:
+        """What is held of one partition, read anew each time."""
+
+
 @dataclass(frozen=True, slots=True)
-class ReconcileSettings:
-    """How join and learner worked."""
-
-    join: JoinSettings
-    trainer: TrainerSettings
-    slot_ms: int = 250
-    """Length of a slot in milliseconds."""
-    epoch: int = 1
-    """Epoch of the versions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Everything that the topics hold; lists are [partition]."""
+class WholeContent:
+    """Everything that the topics hold, in memory; lists are [partition]."""
 
     topics: Topics
     impressions: Sequence[Log]
@@ -53,6 +69,62 @@ class Content:
     dead_letters: Sequence[Log]
     versions: Log
     parameters: Log
+
+    @property
+    def partitions(self) -> int:
+        """See `Content`."""
+        return len(self.impressions)
+
+    def partition(self, number: int) -> PartitionContent:
+        """See `Content`."""
+        return PartitionContent(
+            self.impressions[number],
+            self.conversions[number],
+            self.reward_groups[number],
+            {
+                Kind.LATE: self.late[number],
+                Kind.ORPHANS: self.orphans[number],
+                Kind.DEAD_LETTERS: self.dead_letters[number],
+            },
+        )
+
+
+class TopicContent:
+    """What the topics hold, read as it is needed: outputs before what they are made from.
+
+    Args:
+        connection: how to reach Kafka.
+        topics: names of the topics.
+
+    Raises:
+        TopicError: a topic is missing.
+        KafkaUnreachable: no broker answers.
+    """
+
+    def __init__(self, connection: Connection, topics: Topics) -> None:
+        self._connection = connection
+        self.topics = topics
+        order = [topics.parameters, topics.versions]
+        logs = read_logs(connection, order)
+        (self.parameters,), (self.versions,) = (logs[name] for name in order)
+        self.partitions = count_partitions(connection, topics.reward_groups)
+
+    def partition(self, number: int) -> PartitionContent:
+        """See `Content`."""
+        topics = self.topics
+        order = [topics.reward_groups, *topics.refused, *topics.inputs]
+        logs = read_logs(self._connection, order, partition=number)
+        only = {name: log for name, (log,) in logs.items()}
+        return PartitionContent(
+            only[topics.impressions],
+            only[topics.conversions],
+            only[topics.reward_groups],
+            {
+                Kind.LATE: only[topics.late],
+                Kind.ORPHANS: only[topics.orphans],
+                Kind.DEAD_LETTERS: only[topics.dead_letters],
+            },
+        )
 
 
 @dataclass(slots=True)
@@ -72,6 +144,17 @@ class ReconcileReport:
     def unconserved(self) -> list[str]:
         """A sentence for every sum that does not add up."""
         return [each for partition in self.partitions for each in partition.unconserved]
+
+    @property
+    def not_compared(self) -> list[str]:
+        """A sentence for everything that could not, or was not to, be compared."""
+        found = [each for partition in self.partitions for each in partition.not_compared]
+        return found + self.versions.not_compared
+
+    @property
+    def losses(self) -> list[str]:
+        """A sentence for every loss of inputs that an operator accepted."""
+        return [each for partition in self.partitions for each in partition.losses]
 
     @property
     def conserved(self) -> bool:
@@ -130,6 +213,8 @@ class ReconcileReport:
             "groups_lost": versions.groups_lost,
             "groups_applied_twice": versions.groups_applied_twice,
             "unconserved": self.unconserved,
+            "not_compared": self.not_compared,
+            "losses": self.losses,
             "differences_count": len(self.differences),
             "differences": [str(each) for each in self.differences[:differences]],
         }
@@ -139,98 +224,65 @@ class ReconcileReport:
         return json.dumps(self.as_json(), indent=2)
 
 
-def read_content(connection: Connection, topics: Topics) -> Content:
-    """Read all topics to the ends that they have now, outputs before what they are made from.
-
-    Raises:
-        TopicError: a topic is missing.
-        KafkaUnreachable: no broker answers.
-    """
-    order = [
-        topics.parameters,
-        topics.versions,
-        topics.reward_groups,
-        *topics.refused,
-        *topics.inputs,
-    ]
-    logs = read_logs(connection, order)
-    return Content(
-        topics,
-        impressions=logs[topics.impressions],
-        conversions=logs[topics.conversions],
-        reward_groups=logs[topics.reward_groups],
-        late=logs[topics.late],
-        orphans=logs[topics.orphans],
-        dead_letters=logs[topics.dead_letters],
-        versions=logs[topics.versions][0],
-        parameters=logs[topics.parameters][0],
-    )
-
-
 def reconcile(
-    schema: Schema,
-    settings: ReconcileSettings,
+    generations: Sequence[Generation],
     content: Content,
     *,
+    versions: str = "all",
     tell: Tell = lambda _: None,
 ) -> ReconcileReport:
-    """Recompute everything and compare; a pure function of its arguments.
+    """Recompute everything and compare.
 
     Args:
-        schema: the policy's schema.
-        settings: how join and learner worked.
+        generations: of the policy, as its topic has them.
         content: what the topics hold.
+        versions: those to compare; see `stream.version_range.parse_range`.
         tell: is told how far it has come.
 
     Raises:
         RetentionLost: retention has deleted the beginning of the groups, or input records that
             they were made from.
         OffsetGap: an input log has holes.
+        BoundaryError: this build lacks the computation of a generation.
+        SettingsError: no generation has begun, or `versions` names none.
     """
+    check_range(versions)
+    if not generations:
+        raise SettingsError(
+            "expected a policy of which a generation has begun, seen none: join and learner have "
+            "never run there"
+        )
     report = ReconcileReport()
-    topics = content.topics
+    topics, partitions = content.topics, content.partitions
     names = {
         Kind.LATE: topics.late,
         Kind.ORPHANS: topics.orphans,
         Kind.DEAD_LETTERS: topics.dead_letters,
         Kind.REWARD_GROUPS: topics.reward_groups,
     }
-    partitions = len(content.impressions)
-    for partition in range(partitions):
-        tell(f"groups of partition {partition + 1} of {partitions}")
+    terms = terms_of(generations)
+    groups: list[Log] = []
+    for number in range(partitions):
+        tell(f"groups of partition {number + 1} of {partitions}")
+        # Of a partition only the groups are needed once it has been compared.
+        partition = content.partition(number)
+        groups.append(partition.reward_groups)
         report.partitions.append(
-            reconcile_partition(
-                schema,
-                settings.join,
-                PartitionContent(
-                    content.impressions[partition],
-                    content.conversions[partition],
-                    content.reward_groups[partition],
-                    {
-                        Kind.LATE: content.late[partition],
-                        Kind.ORPHANS: content.orphans[partition],
-                        Kind.DEAD_LETTERS: content.dead_letters[partition],
-                    },
-                ),
-                names,
-                partition=partition,
-                partitions=partitions,
-            )
+            reconcile_partition(terms, partition, names, partition=number, partitions=partitions)
         )
     tell("versions")
     report.versions = reconcile_versions(
-        schema,
-        settings.trainer,
+        by_number({each.generation: each for each in generations}),
+        generations[0].policy,
         VersionTopics(
-            reward_groups=content.reward_groups,
+            reward_groups=groups,
             versions=content.versions,
             parameters=content.parameters,
             reward_groups_name=topics.reward_groups,
             versions_name=topics.versions,
             parameters_name=topics.parameters,
         ),
-        slot_ms=settings.slot_ms,
-        epoch=settings.epoch,
+        which=versions,
         tell=tell,
     )
     return report

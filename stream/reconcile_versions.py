@@ -4,23 +4,23 @@ Also what the ledgers of the published versions say on their own: how many group
 out, or applied twice. That needs no recomputation, so it holds whatever the settings are.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 from grade.v1.parameters_pb2 import Version
-from grade.v1.reward_group_pb2 import JoinRecord, RewardGroup
 
 from policy.errors import LedgerGap, StreamError
-from policy.schema import Schema
-from policy.trainer_settings import TrainerSettings
+from stream.applied_groups import follow_ledgers
 from stream.codec import encode
 from stream.differences import Difference, first_difference, shown
 from stream.logs import Log, LogRecord
-from stream.parameters import VersionId, parse_snapshot_key
-from stream.version_chain import Learned, VersionChain, in_policy_arm
+from stream.parameters import BEFORE_ALL, VersionId, parse_snapshot_key
+from stream.version_chain import GenerationOf, Learned, VersionChain
+from stream.version_range import VersionRange, parse_range
+
+_Versions = Mapping[VersionId, list[tuple[LogRecord, Version]]]
+_Snapshots = Mapping[VersionId, list[LogRecord]]
 
 
 @dataclass(slots=True)
@@ -40,6 +40,8 @@ class VersionsReport:
     apply. The trainer leaves out what is not finite; the join lets no such group pass."""
     groups_applied_twice: int = 0
     """Groups of the policy arm that two versions applied."""
+    not_compared: list[str] = field(default_factory=list)
+    """Sentences about what there was to compare and was not."""
     differences: list[Difference] = field(default_factory=list)
 
 
@@ -57,60 +59,74 @@ class VersionTopics:
 
 
 def reconcile_versions(
-    schema: Schema,
-    settings: TrainerSettings,
+    generations: GenerationOf,
+    policy: str,
     content: VersionTopics,
     *,
-    slot_ms: int,
-    epoch: int = 1,
+    which: str = "all",
     tell: Callable[[str], None] = lambda _: None,
 ) -> VersionsReport:
-    """Recompute every version that was published and compare byte for byte.
+    """Recompute versions that were published and compare them byte for byte.
+
+    A stretch of versions is recomputed from the first one on, as a version is made from the one
+    before; compared is only the stretch.
 
     Args:
-        schema: the policy's schema.
-        settings: how the learner learned.
+        generations: finds the policy's generations by number.
+        policy: name of the policy.
         content: what the topics hold.
-        slot_ms: length of a slot in milliseconds.
-        epoch: epoch of the versions.
+        which: the versions to compare; see `stream.version_range.parse_range`.
         tell: is told how far it has come.
+
+    Raises:
+        SettingsError: `which` names no versions.
     """
     report = VersionsReport()
-    versions = _by_version(content.versions, report, content.versions_name, schema.policy)
-    snapshots = _snapshots(content.parameters, schema.policy)
+    versions = _by_version(content.versions, report, content.versions_name, policy)
+    snapshots = _snapshots(content.parameters, policy)
     report.versions = len(versions)
-    _follow_ledgers(content, versions, slot_ms, report)
-    last = max((id for id in (*versions, *snapshots) if id.epoch == epoch), default=None)
-    chain = VersionChain(schema, settings, len(content.reward_groups), slot_ms, epoch)
+    applied = follow_ledgers(
+        content.reward_groups, {id: records[0][1] for id, records in versions.items()}
+    )
+    report.groups_applied, report.groups_lost, report.groups_applied_twice = applied
+    published = {*versions, *snapshots}
+    stretch = parse_range(which, {id.epoch for id in published})
+    wanted = {id for id in published if id in stretch}
+    if len(wanted) < len(published):
+        report.not_compared.append(
+            f"{len(published - wanted):,} of {len(published):,} versions, outside of {which}"
+        )
     recomputed: set[VersionId] = set()
-    if last is not None:
+    if wanted:
         try:
+            chain = VersionChain(generations, len(content.reward_groups))
             for learned in _learn(chain, content.reward_groups):
-                version = VersionId(epoch, learned.version.version)
-                recomputed.add(version)
-                _compare(content, versions, snapshots, version, learned, report)
+                version = VersionId(learned.version.epoch, learned.version.version)
+                if version in stretch:
+                    recomputed.add(version)
+                    _compare(content, versions, snapshots, version, learned, report)
                 if version.version % 50 == 0:
-                    tell(f"versions recomputed: {version.version} of {last.version}")
-                if version >= last:
+                    tell(f"versions recomputed: {_name(version)}, up to {_name(max(wanted))}")
+                if version >= max(wanted):
                     break
         except StreamError as error:
             report.differences.append(_broken(content, "record", error))
         except LedgerGap as error:
             report.differences.append(_broken(content, "ledger", error))
-    _find_unexplained(content, versions, snapshots, recomputed, report)
+    _find_unexplained(content, versions, snapshots, wanted - recomputed, report)
     _find_missing(content, versions, snapshots, recomputed, report)
+    _tell_deleted(content, versions, snapshots, recomputed, report)
+    _check_stretch(content, stretch, published, recomputed, report)
     return report
 
 
-def _learn(chain: VersionChain, logs: Sequence[Log]) -> Any:
+def _learn(chain: VersionChain, logs: Sequence[Log]) -> Iterator[Learned]:
     """Feed the partitions so that none runs ahead of the others, and yield what is learned."""
     at = [0] * len(logs)
-    while True:
-        reached = chain.cutter.reached_ms
-        left = [index for index, log in enumerate(logs) if at[index] < len(log.records)]
-        if not left:
-            return
-        index = min(left, key=lambda each: (reached[each] is not None, reached[each] or 0))
+    yield from chain.learn()
+    while left := [index for index, log in enumerate(logs) if at[index] < len(log.records)]:
+        reached = chain.cutter.reached
+        index = min(left, key=lambda each: reached[each])
         record = logs[index].records[at[index]]
         at[index] += 1
         yield from chain.feed(index, record.value, position=record.offset)
@@ -118,8 +134,8 @@ def _learn(chain: VersionChain, logs: Sequence[Log]) -> Any:
 
 def _compare(
     content: VersionTopics,
-    versions: Mapping[VersionId, list[tuple[LogRecord, Version]]],
-    snapshots: Mapping[VersionId, list[LogRecord]],
+    versions: _Versions,
+    snapshots: _Snapshots,
     version: VersionId,
     learned: Learned,
     report: VersionsReport,
@@ -143,114 +159,88 @@ def _compare_record(
         path, wanted, seen = first_difference(expected, type(expected).FromString(value))
     except DecodeError:
         path, wanted, seen = "value", f"a {type(expected).__name__}", shown(value)
-    where = f"version {version.version} of epoch {version.epoch}: {path}"
+    where = f"{_name(version)}: {path}"
     report.differences.append(Difference(topic, 0, record.offset, where, wanted, seen))
 
 
 def _find_unexplained(
     content: VersionTopics,
-    versions: Mapping[VersionId, list[tuple[LogRecord, Version]]],
-    snapshots: Mapping[VersionId, list[LogRecord]],
-    recomputed: set[VersionId],
+    versions: _Versions,
+    snapshots: _Snapshots,
+    unexplained: set[VersionId],
     report: VersionsReport,
 ) -> None:
-    """Find versions in the topics that the reward groups do not yield."""
-    found = [(content.versions_name, id, records[0][0]) for id, records in versions.items()]
-    found += [(content.parameters_name, id, records[0]) for id, records in snapshots.items()]
-    for topic, version, record in found:
-        if version not in recomputed:
-            what = f"version {version.version} of epoch {version.epoch}"
+    """Tell of versions in the topics that the reward groups do not yield."""
+    for version in sorted(unexplained):
+        places = [(content.versions_name, record) for record, _ in versions.get(version, [])[:1]]
+        places += [(content.parameters_name, each) for each in snapshots.get(version, [])[:1]]
+        for topic, record in places:
             report.differences.append(
-                Difference(topic, 0, record.offset, what, "none from these groups", "one")
+                Difference(topic, 0, record.offset, _name(version), "none from these groups", "one")
             )
 
 
 def _find_missing(
     content: VersionTopics,
-    versions: Mapping[VersionId, list[tuple[LogRecord, Version]]],
-    snapshots: Mapping[VersionId, list[LogRecord]],
+    versions: _Versions,
+    snapshots: _Snapshots,
     recomputed: set[VersionId],
     report: VersionsReport,
 ) -> None:
     """Find versions that are missing between others; the newest may still be on their way."""
-    live = {id for id, records in snapshots.items() if records[-1].value is not None}
-    for topic, present in ((content.versions_name, set(versions)), (content.parameters_name, live)):
-        # Retention takes lineage from the front, tombstones take snapshots from the front.
-        whole = topic == content.versions_name and content.versions.head == 0
-        first = min(recomputed, default=None) if whole else min(present, default=None)
-        last = max(present, default=None)
-        if first is None or last is None:
-            continue
+    for topic, present, first in _kept(content, versions, snapshots):
+        last = max(present, default=BEFORE_ALL)
         for version in sorted(recomputed - present):
-            if first <= version <= last:
-                what = f"version {version.version} of epoch {version.epoch}"
-                report.differences.append(Difference(topic, 0, None, what, "one", "none"))
+            if first is not None and first <= version <= last:
+                report.differences.append(Difference(topic, 0, None, _name(version), "one", "none"))
 
 
-def _follow_ledgers(
+def _tell_deleted(
     content: VersionTopics,
-    versions: Mapping[VersionId, list[tuple[LogRecord, Version]]],
-    slot_ms: int,
+    versions: _Versions,
+    snapshots: _Snapshots,
+    recomputed: set[VersionId],
     report: VersionsReport,
 ) -> None:
-    """Count the groups that the chain of ledgers passed over or covered twice.
+    """Tell of what cannot be compared any more."""
+    for (topic, present, first), what in zip(
+        _kept(content, versions, snapshots), ("lineage", "snapshots"), strict=True
+    ):
+        deleted = [id for id in recomputed - present if first is None or id < first]
+        if deleted:
+            report.not_compared.append(
+                f"the {what} of {len(deleted):,} versions ({_name(min(deleted))} to "
+                f"{_name(max(deleted))}), which {topic} no longer has"
+            )
 
-    A version covers the groups between its parent's ledger and its own; what it says it applied
-    must be that many.
+
+def _kept(
+    content: VersionTopics, versions: _Versions, snapshots: _Snapshots
+) -> list[tuple[str, set[VersionId], VersionId | None]]:
+    """(topic, versions that it has, the first that it must have) for lineage and snapshots.
+
+    Retention takes lineage from the front, tombstones take snapshots from the front.
     """
-    groups = [_policy_groups(log) for log in content.reward_groups]
-    offsets = [sorted(of) for of in groups]
-    applied = [-1] * len(groups)
-    ledgers = {0: [-1] * len(groups)}
-    slot = None
-    for id in sorted(versions):
-        version = versions[id][0][1]
-        own = [-1] * len(groups)
-        for each in version.ledger:
-            if each.partition < len(own):
-                own[each.partition] = each.offset
-        covered = 0
-        for index, parent in enumerate(ledgers.get(version.parent, applied)):
-            covered += _between(offsets[index], parent, own[index])
-            report.groups_applied_twice += _between(
-                offsets[index], parent, min(own[index], applied[index])
-            )
-            report.groups_lost += _between(offsets[index], applied[index], parent)
-        report.groups_applied += version.groups
-        report.groups_lost += max(0, covered - version.groups)
-        report.groups_applied_twice += max(0, version.groups - covered)
-        ledgers[version.version] = own
-        applied = [max(pair) for pair in zip(applied, own, strict=True)]
-        slot = version.slot
-    if slot is not None:
-        for index, of in enumerate(groups):
-            report.groups_lost += sum(
-                1
-                for offset, close in of.items()
-                if close // slot_ms <= slot and offset > applied[index]
-            )
+    live = {id for id, records in snapshots.items() if records[-1].value is not None}
+    whole = content.versions.head == 0 and bool(versions)
+    first_lineage = BEFORE_ALL if whole else min(versions, default=None)
+    return [
+        (content.versions_name, set(versions), first_lineage),
+        (content.parameters_name, live, min(live, default=None)),
+    ]
 
 
-def _between(offsets: Sequence[int], after: int, up_to: int) -> int:
-    return max(0, bisect_right(offsets, up_to) - bisect_right(offsets, after))
-
-
-def _policy_groups(log: Log) -> dict[int, int]:
-    """Offset → close time of the distinct groups of the policy arm."""
-    found: dict[int, int] = {}
-    for record in log.records:
-        group = _group(record)
-        if group is not None and in_policy_arm(group):
-            found.setdefault(group.offset, group.close_time_ms)
-    return found
-
-
-def _group(record: LogRecord) -> RewardGroup | None:
-    try:
-        message = JoinRecord.FromString(record.value or b"")
-    except DecodeError:
-        return None
-    return message.group if message.HasField("group") else None
+def _check_stretch(
+    content: VersionTopics,
+    stretch: VersionRange,
+    published: set[VersionId],
+    recomputed: set[VersionId],
+    report: VersionsReport,
+) -> None:
+    """Tell of ends of a stretch that there are no versions for."""
+    for end in stretch:
+        if end.version > 0 and end not in published | recomputed:
+            report.not_compared.append(f"{_name(end)}, which {content.versions_name} does not have")
 
 
 def _by_version(
@@ -280,6 +270,10 @@ def _snapshots(log: Log, policy: str) -> dict[VersionId, list[LogRecord]]:
             found.setdefault(version, []).append(record)
     # A version whose snapshot was compacted away has left only a tombstone: nothing to compare.
     return {id: records for id, records in found.items() if any(each.value for each in records)}
+
+
+def _name(version: VersionId) -> str:
+    return f"version {version.version} of epoch {version.epoch}"
 
 
 def _broken(content: VersionTopics, what: str, error: Exception) -> Difference:

@@ -243,7 +243,7 @@ def already_sent(
         for topic in topics:
             partitions = _partitions(consumer, topic)
             begin = None if since_ms is None else _offsets_at(consumer, partitions, since_ms)
-            for record in read_all(consumer, partitions, begin=begin):
+            for record in read_all(consumer, partitions, starts=begin):
                 found |= {
                     (value or b"").decode(errors="replace")
                     for name, value in record.headers

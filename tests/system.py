@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from cli.reconcile import reconcile_settings
 from cli.settings import Settings, load_settings
 from cli.supervisor import Supervisor
 from cli.system import (
@@ -28,7 +27,8 @@ from grade_client import EventProducer, PolicyCallFailed, PolicyClient
 from monitor.watch import LoopWatch, ask
 from policy.schema import Schema, load_schema
 from stream.connection import Connection
-from stream.reconcile import ReconcileReport, read_content, reconcile
+from stream.generations import read_generations
+from stream.reconcile import ReconcileReport, TopicContent, reconcile
 from stream.topics import Topics, create
 from tests.kafka import await_until
 
@@ -84,9 +84,8 @@ class RunningSystem:
         """Stop the processes and recompute everything from the topics."""
         self.supervisor.stop(list(self.ports))
         return reconcile(
-            self.schema,
-            reconcile_settings(self.settings, self.schema),
-            read_content(self.connection, self.topics),
+            read_generations(self.connection, self.topics, self.schema.policy),
+            TopicContent(self.connection, self.topics),
         )
 
 
@@ -159,10 +158,12 @@ class Traffic:
     Args:
         system: what is asked.
         rate: requests per second.
+        name: first part of the request ids; other traffic of the same system needs another one.
     """
 
-    def __init__(self, system: RunningSystem, rate: float = 100.0) -> None:
+    def __init__(self, system: RunningSystem, rate: float = 100.0, name: str = "request") -> None:
         self._system = system
+        self._name = name
         self._interval_s = 1 / rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._play)
@@ -195,7 +196,9 @@ class Traffic:
                 number += 1
                 try:
                     sampled = client.sample(
-                        f"request-{number}", f"unit-{number % 50}", random.normal(size=3).tolist()
+                        f"{self._name}-{number}",
+                        f"unit-{number % 50}",
+                        random.normal(size=3).tolist(),
                     )
                 except PolicyCallFailed as failure:
                     self.failures.append((time.time(), failure))
@@ -214,4 +217,4 @@ class Traffic:
                     events.log_conversion(
                         sampled.request_id, items[clicked], "click", conversion_id="c"
                     )
-                    events.log_conversion(f"nobody-{number}", "item-1", "click")
+                    events.log_conversion(f"nobody-{self._name}-{number}", "item-1", "click")

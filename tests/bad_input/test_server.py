@@ -37,7 +37,7 @@ def topics(broker: object) -> Topics:
 @pytest.fixture(scope="module")
 def server(broker: object, topics: Topics) -> Iterator[PolicyServer]:
     connection = Connection(broker.bootstrap_servers)  # type: ignore[attr-defined]  # a BrokerStatus
-    with running_server(connection, topics.parameters) as running:
+    with running_server(connection, topics) as running:
         yield running
 
 
@@ -48,8 +48,13 @@ def send(channel: grpc.Channel, method: str, sent: bytes) -> None:
 
 
 def refused_calls(reason: str) -> float:
-    labels = {"reason": reason}
-    return REGISTRY.get_sample_value("grade_serving_calls_refused_total", labels) or 0.0
+    counted = [
+        REGISTRY.get_sample_value(
+            "grade_serving_calls_refused_total", {"policy": policy, "reason": reason}
+        )
+        for policy in ("example", "")  # calls for policies that are not served have no label
+    ]
+    return sum(each or 0.0 for each in counted)
 
 
 @pytest.mark.parametrize("case", CALLS, ids=named)
@@ -90,7 +95,7 @@ def test_broken_snapshots_do_not_stop_what_is_serving(
     server: PolicyServer, topics: Topics, connection: Connection
 ) -> None:
     publish(connection, topics.parameters, [made_snapshot(1)])
-    await_until(lambda: server.engine.policy.order == (1, 1), 20, "version 1")
+    await_until(lambda: server.engines["example"].policy.order == (1, 1), 20, "version 1")
     expected: Counter[str] = Counter()
     with PolicyClient(f"127.0.0.1:{server.port}", "example", timeout_s=10) as client:
         for number, case in enumerate(RECORDS):
@@ -106,7 +111,9 @@ def test_broken_snapshots_do_not_stop_what_is_serving(
         # A tombstone is no snapshot at all; then comes one that is sound.
         produce(connection, topics.parameters, [record._replace(value=None, key=b"example/1/1")])
         publish(connection, topics.parameters, [made_snapshot(2_000)])
-        await_until(lambda: server.engine.policy.order == (1, 2_000), 20, "version 2000")
+        await_until(
+            lambda: server.engines["example"].policy.order == (1, 2_000), 20, "version 2000"
+        )
         assert client.sample("r", "u", SOUND).version == 2_000
     assert server.health()["refused"] == len(RECORDS)
     with AdminServer(0, server.health) as admin:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.loop import figures_of
 from tests.kafka import await_until
 
 pytestmark = pytest.mark.alone
@@ -38,11 +39,14 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def test_a_short_demo_balances_its_books(tmp_path: Path) -> None:
-    running = demo(tmp_path, "--seconds", "10", "--json", "figures.json", "--picture", "view.svg")
+    """Across a boundary too: the attribution window grows in the middle, and nothing stops."""
+    written = ["--json", "figures.json", "--picture", "view.svg"]
+    running = demo(tmp_path, "--seconds", "12", "--boundary-at", "3", *written)
     out, _ = running.communicate(timeout=240)
     assert running.returncode == 0, out
     figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     assert set(figures) == KEYS
+    assert all(value > 0 for value in figures_of(figures).values())
     assert figures["conserved"]
     assert figures["reconciled"]
     assert (figures["groups_lost"], figures["groups_applied_twice"]) == (0, 0)
@@ -58,6 +62,8 @@ def test_a_short_demo_balances_its_books(tmp_path: Path) -> None:
         )
     )
     assert figures["versions_served"] >= 3
+    assert figures["generations"] == 2
+    assert "generation 2: attribution.window_s: 5.0 → 7.5, attribution.late_s: 10.0 → 15.0" in out
     assert set(figures["value"]) >= {"uniform", "static", "served", "oracle", "recovered"}
     assert "recovered share" in (tmp_path / "view.svg").read_text("utf-8").replace("&#160;", " ")
     assert processes_of(tmp_path) == []

@@ -19,19 +19,21 @@ from policy.trainer_settings import TrainerSettings
 from stream.codec import encode
 from stream.connection import Connection
 from stream.logs import Log
-from stream.reconcile import Content
+from stream.reconcile import WholeContent
 from stream.topics import Topics
 from tests.kafka import Produced, await_until, create_fresh, produce, read_topic
 from tests.stream import learner_world as world
 
 GRADE = [sys.executable, "-m", "cli.main"]
 SCHEMA = Path(__file__).parent.parent / "example_schema.toml"
+FIRST = world.generation(trainer=TrainerSettings())
+"""The generation that the command's default settings begin."""
 
 
 @pytest.fixture(scope="module")
-def content() -> Content:
+def content() -> WholeContent:
     """What the topics of a system hold that was run with the command's default settings."""
-    return world.content(seed=5, trainer=TrainerSettings())
+    return world.content(seed=5, first=FIRST)
 
 
 @pytest.fixture
@@ -77,8 +79,9 @@ def write(connection: Connection, topic: str, logs: Sequence[Log]) -> None:
     )
 
 
-def write_join(connection: Connection, topics: Topics, content: Content) -> None:
-    """Write the inputs and what the join made of them."""
+def write_join(connection: Connection, topics: Topics, content: WholeContent) -> None:
+    """Write the generation, the inputs and what the join made of them."""
+    produce(connection, topics.generations, [Produced(encode(FIRST), b"example")])
     for topic, logs in (
         (topics.impressions, content.impressions),
         (topics.conversions, content.conversions),
@@ -102,7 +105,7 @@ def health(port: int) -> Any:
 
 
 def test_learn_publishes_and_ends_with_0_on_sigterm(
-    connection: Connection, event_topics: Topics, content: Content, tmp_path: Path
+    connection: Connection, event_topics: Topics, content: WholeContent, tmp_path: Path
 ) -> None:
     write_join(connection, event_topics, content)
     (port,) = free_ports(1)
@@ -131,7 +134,7 @@ def test_learn_publishes_and_ends_with_0_on_sigterm(
 
 
 def test_reconcile_prints_the_sums_and_ends_with_1_on_the_first_difference(
-    connection: Connection, event_topics: Topics, content: Content, tmp_path: Path
+    connection: Connection, event_topics: Topics, content: WholeContent, tmp_path: Path
 ) -> None:
     write_join(connection, event_topics, content)
     write(connection, event_topics.versions, [content.versions])
@@ -139,7 +142,9 @@ def test_reconcile_prints_the_sums_and_ends_with_1_on_the_first_difference(
     settings = environment(connection, event_topics, tmp_path)
     report = tmp_path / "report.json"
 
-    sound = reconcile(["--json", str(report)], settings)
+    # Neither a schema nor the learner's settings are needed.
+    nobodys = {**settings, "GRADE_SCHEMA_PATH": "nowhere.toml", "GRADE_LEARN_SLOT_MS": "999"}
+    sound = reconcile(["--json", str(report)], nobodys)
     assert sound.returncode == 0, sound.stdout + sound.stderr
     assert "conserved and reconciled" in sound.stdout
     found = json.loads(report.read_text())
@@ -159,8 +164,10 @@ def test_reconcile_prints_the_sums_and_ends_with_1_on_the_first_difference(
     produce(
         connection, event_topics.reward_groups, [Produced(encode(message), group.key, partition=1)]
     )
-    broken = reconcile([], settings)
+    broken = reconcile(["--versions", "2..4", "--json", str(report)], nobodys)
     assert broken.returncode == 1, broken.stdout + broken.stderr
+    assert json.loads(report.read_text())["versions_compared"] == 3
+    assert "not compared: " in broken.stdout
     offset = content.reward_groups[1].end
     place = f"{event_topics.reward_groups} partition 1 offset {offset}"
     assert f"DIFFERENCE: {place}: group.rewards.ideal: expected" in broken.stdout

@@ -218,6 +218,12 @@ def test_unequal_partition_counts_are_refused(connection: Connection) -> None:
         EventProducer(connection, topics, "example")
 
 
+def test_no_event_is_given_up_for_its_age(connection: Connection, topics: Topics) -> None:
+    """kafka-python's producer would send nothing any more; outages are in tests/operations."""
+    with EventProducer(connection, topics, "example") as events:
+        assert events._producer.config["delivery_timeout_ms"] > 7 * 86_400_000
+
+
 @pytest.mark.usefixtures("kafka_may_go_away")
 def test_an_absent_kafka_is_told_and_cannot_fill_the_memory(tmp_path: Path) -> None:
     broker = LocalBroker(tmp_path, start_timeout_s=120.0)

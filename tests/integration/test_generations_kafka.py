@@ -15,6 +15,7 @@ from policy import rewards
 from policy.schema import Schema, load_schema
 from stream.connection import Connection, open_admin
 from stream.generations import read_generations, settings_of
+from stream.reconcile import ReconcileReport, TopicContent, reconcile
 from stream.topics import Topics
 from tests.integration import newer_build
 from tests.integration.join_process import (
@@ -92,6 +93,14 @@ def await_share(*workers: JoinProcess) -> None:
     )
 
 
+def reconciled(connection: Connection, topics: Topics) -> ReconcileReport:
+    """The report of `grade reconcile` over all that the join has written."""
+    generations = read_generations(connection, topics, "example")
+    report = reconcile(generations, TopicContent(connection, topics), versions="none")
+    assert (report.unconserved, report.differences) == ([], [])
+    return report
+
+
 def numbers(found: Joined) -> list[int]:
     """Generation of each group, in the order of the output."""
     records = map(JoinRecord.FromString, found.seen.groups)
@@ -136,6 +145,7 @@ def test_workers_cross_a_boundary_and_one_of_them_is_killed(
         assert numbers(each) == sorted(numbers(each))
         assert set(numbers(each)) == {1, 2}
     assert left.process.poll() is None
+    assert reconciled(connection, topics).groups == 300
 
 
 def test_a_race_of_first_starts_leaves_one_running(
@@ -193,6 +203,7 @@ def test_rolling_upgrade_across_a_computation(
     assert [each.boundaries for each in found] == [[2], [2]]
     assert all(each.conserved for each in found)
     assert new.stop() == 0
+    assert reconciled(connection, topics).groups == 200
 
 
 def test_an_accepted_loss_is_recorded_and_what_is_left_is_joined(
@@ -219,7 +230,9 @@ def test_an_accepted_loss_is_recorded_and_what_is_left_is_joined(
 
     refusing = start_join(name="refusing")
     assert refusing.wait(60.0) == 1
-    assert "impressions and" in refusing.output
+    head = heads[TopicPartition(topics.impressions, 0)]
+    assert "error: partition 0: impressions: expected to read from offset" in refusing.output
+    assert f"seen {head} as the first that retention has left" in refusing.output
     assert "were not decided are gone: `grade join --accept-loss` records" in refusing.output
     start_join(name="accepting", options=["--accept-loss"]).await_healthy()
     traffic.send(100)
@@ -238,3 +251,5 @@ def test_an_accepted_loss_is_recorded_and_what_is_left_is_joined(
     assert whole.conserved
     assert lost.conserved
     assert total_groups([whole, lost]) > 100
+    [told] = reconciled(connection, topics).losses
+    assert f"{start.loss.impressions} impressions" in told

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from kafka import TopicPartition
 
 from policy.schema import Schema, load_schema
-from stream.connection import Connection, open_admin
+from stream.connection import Connection
 from stream.topics import Topics
 from tests.integration.join_process import (
     Joined,
@@ -207,30 +206,6 @@ def test_control_records_are_named(
     assert "impressions partition 1: expected offset 1 next, seen 2 twice" in worker.output
     assert "control records of a transactional producer" in worker.output
     assert "Traceback" not in worker.output
-
-
-def test_deleted_records_stop_the_worker(
-    connection: Connection,
-    topics: Topics,
-    schema: Schema,
-    traffic: Traffic,
-    start_join: StartJoin,
-) -> None:
-    """Retention took records that are needed: the numbers are told."""
-    worker = start_join()
-    traffic.send(100)
-    await_some_groups(connection, topics, schema)
-    worker.kill()
-    traffic.send(100)
-    lost = TopicPartition(topics.impressions, 0)
-    with open_admin(connection) as admin:
-        end = max(record.offset for record in read_topic(connection, topics.impressions, 0))
-        admin.delete_records({lost: end})
-
-    refusing = start_join(name="refusing")
-    assert refusing.wait(60.0) == 1
-    assert "error: partition 0: impressions: expected to read from offset" in refusing.output
-    assert f"seen {end} as the first that retention has left" in refusing.output
 
 
 def test_wrong_topics_are_refused_up_front(connection: Connection, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_restart_without_kafka_goes_on_with_the_last_good_version(
             with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:
                 metrics = answer.read().decode()
             assert 'grade_serving_version{policy="example"} 5.0' in metrics
-            called = 'policy="example",method="Sample",code="OK"'
+            called = 'code="OK",method="Sample",policy="example"'
             assert f"grade_serving_rpc_seconds_count{{{called}}} 1.0" in metrics
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=30) == 0

@@ -12,6 +12,7 @@ from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.policy_service_pb2 import SampleRequest
 
 from policy.dirichlet import log_density
+from policy.errors import FileNotWritten
 from policy.schema import parse_schema
 from serving.engine import Engine
 from serving.server import PolicyServer
@@ -295,7 +296,7 @@ def test_a_snapshot_that_could_not_be_written_is_written_later(
 
     def full(path: Path, snapshot: ParameterSnapshot) -> None:
         tried.set()
-        raise OSError(f"{path}: no space left for version {snapshot.version}")
+        raise FileNotWritten(path, snapshot.ByteSize(), "No space left on device")
 
     monkeypatch.setattr("serving.reload.write_snapshot", full)
     publish(connection, topics.parameters, [made_snapshot(1)])

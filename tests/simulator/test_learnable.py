@@ -1,10 +1,10 @@
 """The cores of server, join and learner, together, get better because of what users did."""
 
-from benchmarks.marketplace_in_memory import run
+from benchmarks.marketplace_in_memory import play
 
 
 def test_a_short_run_recovers_more_than_it_began_with() -> None:
-    truth, loop = run(4_500, seed=2)
+    truth, loop = play(4_500, seed=2)
     assert (
         truth.over(0, 5, static=False).recovered < 0.05
     )  # nothing was learned before W had passed

@@ -17,18 +17,16 @@ from grade.v1.impression_pb2 import Impression
 
 from policy.dirichlet import log_density, sample_weights
 from policy.fusion import arm
-from policy.rewards import COMPUTATION
 from policy.schema import Schema, load_schema
-from policy.trainer_settings import TrainerSettings, named_settings
+from policy.trainer_settings import TrainerSettings
 from stream.codec import BOUNDARY_HEADER, TICK_HEADER, TICK_VALUE, encode, partition_for
-from stream.generations import generation_of
-from stream.join import Cursor, JoinSettings, Kind, Output, PartitionJoin, Record
+from stream.generations import definition
+from stream.join import Cursor, Kind, Output, PartitionJoin, Record
 from stream.join import Log as Side
-from stream.learning_terms import SLOT_SETTING
 from stream.logs import Log, LogRecord
 from stream.parameters import VersionId, snapshot_key
-from stream.reconcile import Content
-from stream.terms import MAX_RECORD_BYTES_SETTING, schema_of, terms_of
+from stream.reconcile import WholeContent
+from stream.terms import schema_of, terms_of
 from stream.topics import Topics
 from stream.version_chain import Learned, VersionChain, by_number
 
@@ -53,12 +51,7 @@ def generation(
     initial_parameters: bytes = b"",
 ) -> Generation:
     """A generation as its topic has it."""
-    settings = {
-        MAX_RECORD_BYTES_SETTING: JoinSettings(1, 0, 1).max_record_bytes,
-        SLOT_SETTING: slot_ms,
-        **named_settings(trainer),
-    }
-    made = generation_of(schema, settings, COMPUTATION)
+    made = definition(schema, trainer, slot_ms)
     made.generation = number
     made.accepted_schema_digests.extend(each.digest for each in accepted)
     made.initial_parameters = initial_parameters
@@ -319,13 +312,13 @@ def content(
     partitions: int = 2,
     first: Generation = FIRST[1],
     begun: Sequence[Begun] = (),
-) -> Content:
+) -> WholeContent:
     """All topics after a run without any fault."""
     generations = {1: first, **{each.generation.generation: each.generation for each in begun}}
     impressions, conversions = input_logs(seed, requests, partitions, begun=begun)
     outputs = join_logs(impressions, conversions, generations=generations)
     versions, parameters = published_logs(learn_logs(outputs[Kind.REWARD_GROUPS], generations))
-    return Content(
+    return WholeContent(
         TOPICS,
         impressions=impressions,
         conversions=conversions,

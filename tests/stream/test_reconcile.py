@@ -13,20 +13,20 @@ from policy.errors import RetentionLost
 from stream.codec import TICK_HEADER, encode
 from stream.join import Kind
 from stream.logs import Log
-from stream.reconcile import Content, ReconcileReport, reconcile
+from stream.reconcile import ReconcileReport, WholeContent, reconcile
 from tests.stream import learner_world as world
-from tests.stream.learner_world import SCHEMA, SETTINGS, changed, put, with_another, without
+from tests.stream.learner_world import changed, put, with_another, without
 
 GROUPS = "grade.reward-groups.v1"
 
 
 @pytest.fixture(scope="module")
-def sound() -> Content:
+def sound() -> WholeContent:
     return world.content()
 
 
-def check(content: Content) -> ReconcileReport:
-    return reconcile(SCHEMA, SETTINGS, content)
+def check(content: WholeContent) -> ReconcileReport:
+    return reconcile([*world.FIRST.values()], content)
 
 
 def message_at(log: Log, kind: str, number: int) -> tuple[int, JoinRecord]:
@@ -39,7 +39,7 @@ def message_at(log: Log, kind: str, number: int) -> tuple[int, JoinRecord]:
     return found[number]
 
 
-def test_a_run_without_faults_is_conserved_and_reconciled(sound: Content) -> None:
+def test_a_run_without_faults_is_conserved_and_reconciled(sound: WholeContent) -> None:
     report = check(sound)
     assert [str(each) for each in report.differences] == []
     assert report.unconserved == []
@@ -65,7 +65,7 @@ def test_a_run_without_faults_is_conserved_and_reconciled(sound: Content) -> Non
     assert (versions.groups_lost, versions.groups_applied_twice) == (0, 0)
 
 
-def test_every_record_read_has_exactly_one_fate(sound: Content) -> None:
+def test_every_record_read_has_exactly_one_fate(sound: WholeContent) -> None:
     for partition in check(sound).partitions:
         for fates in (partition.impressions, partition.conversions):
             assert fates.read == (
@@ -79,7 +79,7 @@ def test_every_record_read_has_exactly_one_fate(sound: Content) -> None:
             )
 
 
-def test_a_tick_with_a_value_is_a_dead_letter_here_as_in_the_join(sound: Content) -> None:
+def test_a_tick_with_a_value_is_a_dead_letter_here_as_in_the_join(sound: WholeContent) -> None:
     """Its value would be a valid impression: the header alone says that it is none."""
     log = sound.impressions[0]
     at = next(at for at, each in enumerate(log.records) if (each.key or b"").startswith(b"request"))
@@ -104,7 +104,7 @@ def test_a_tick_with_a_value_is_a_dead_letter_here_as_in_the_join(sound: Content
     assert report.impressions.dead_letters == check(sound).impressions.dead_letters + 1
 
 
-def test_repeats_of_an_old_owner_change_nothing(sound: Content) -> None:
+def test_repeats_of_an_old_owner_change_nothing(sound: WholeContent) -> None:
     groups, late = sound.reward_groups[0], sound.late[0]
     repeated = groups
     for number in (0, 3):
@@ -124,7 +124,7 @@ def test_repeats_of_an_old_owner_change_nothing(sound: Content) -> None:
     assert report.conversions == check(sound).conversions
 
 
-def test_what_the_join_and_the_learner_have_not_written_yet_is_open(sound: Content) -> None:
+def test_what_the_join_and_the_learner_have_not_written_yet_is_open(sound: WholeContent) -> None:
     """Cut the outputs in the middle, as a running system looks."""
     groups = sound.reward_groups[1]
     middle = len(groups.records) // 2
@@ -143,7 +143,7 @@ def test_what_the_join_and_the_learner_have_not_written_yet_is_open(sound: Conte
     assert report.partitions[1].impressions.open > 0
 
 
-def test_nothing_written_at_all_is_open_and_no_difference(sound: Content) -> None:
+def test_nothing_written_at_all_is_open_and_no_difference(sound: WholeContent) -> None:
     empty = [Log(0, 0, []) for _ in sound.impressions]
     content = replace(
         sound,
@@ -159,26 +159,26 @@ def test_nothing_written_at_all_is_open_and_no_difference(sound: Content) -> Non
     assert report.impressions.open == report.impressions.read - report.impressions.ticks
 
 
-def alter_group(content: Content) -> Content:
+def alter_group(content: WholeContent) -> WholeContent:
     at, message = message_at(content.reward_groups[0], "group", 2)
     message.group.rewards.posterior[1] += 1e-12
     log = changed(content.reward_groups[0], at, value=encode(message))
     return replace(content, reward_groups=put(content.reward_groups, 0, log))
 
 
-def alter_key(content: Content) -> Content:
+def alter_key(content: WholeContent) -> WholeContent:
     at, _ = message_at(content.reward_groups[1], "group", 0)
     log = changed(content.reward_groups[1], at, key=b"another")
     return replace(content, reward_groups=put(content.reward_groups, 1, log))
 
 
-def lose_group(content: Content) -> Content:
+def lose_group(content: WholeContent) -> WholeContent:
     at, _ = message_at(content.reward_groups[0], "group", 4)
     log = without(content.reward_groups[0], at)
     return replace(content, reward_groups=put(content.reward_groups, 0, log))
 
 
-def repeat_differently(content: Content) -> Content:
+def repeat_differently(content: WholeContent) -> WholeContent:
     at, message = message_at(content.reward_groups[0], "group", 3)
     message.group.close_time_ms += 1
     log = with_another(
@@ -187,63 +187,63 @@ def repeat_differently(content: Content) -> Content:
     return replace(content, reward_groups=put(content.reward_groups, 0, log))
 
 
-def invent_group(content: Content) -> Content:
+def invent_group(content: WholeContent) -> WholeContent:
     _, message = message_at(content.reward_groups[0], "group", 3)
     message.group.offset += 10_000
     log = with_another(content.reward_groups[0], b"key", encode(message))
     return replace(content, reward_groups=put(content.reward_groups, 0, log))
 
 
-def alter_progress(content: Content) -> Content:
+def alter_progress(content: WholeContent) -> WholeContent:
     at, message = message_at(content.reward_groups[0], "progress", -1)
     message.progress.standing.counts.conversions_duplicate += 1
     log = changed(content.reward_groups[0], at, value=encode(message))
     return replace(content, reward_groups=put(content.reward_groups, 0, log))
 
 
-def lose_start(content: Content) -> Content:
+def lose_start(content: WholeContent) -> WholeContent:
     log = without(content.reward_groups[1], 0)
     return replace(content, reward_groups=put(content.reward_groups, 1, log))
 
 
-def lose_late(content: Content) -> Content:
+def lose_late(content: WholeContent) -> WholeContent:
     return replace(content, late=put(content.late, 0, without(content.late[0], 1)))
 
 
-def alter_orphan(content: Content) -> Content:
+def alter_orphan(content: WholeContent) -> WholeContent:
     refused = Refused.FromString(content.orphans[0].records[0].value or b"")
     refused.time_ms -= 1
     log = changed(content.orphans[0], 0, value=encode(refused))
     return replace(content, orphans=put(content.orphans, 0, log))
 
 
-def scramble_dead_letter(content: Content) -> Content:
+def scramble_dead_letter(content: WholeContent) -> WholeContent:
     partition = next(at for at, log in enumerate(content.dead_letters) if log.records)
     log = changed(content.dead_letters[partition], 0, value=b"\xff")
     return replace(content, dead_letters=put(content.dead_letters, partition, log))
 
 
-def alter_state(content: Content) -> Content:
+def alter_state(content: WholeContent) -> WholeContent:
     version = Version.FromString(content.versions.records[4].value or b"")
     version.state_sha256 = bytes(32)
     return replace(content, versions=changed(content.versions, 4, value=encode(version)))
 
 
-def lose_version(content: Content) -> Content:
+def lose_version(content: WholeContent) -> WholeContent:
     return replace(content, versions=without(content.versions, 3))
 
 
-def alter_snapshot(content: Content) -> Content:
+def alter_snapshot(content: WholeContent) -> WholeContent:
     snapshot = ParameterSnapshot.FromString(content.parameters.records[2].value or b"")
     snapshot.parameters = snapshot.parameters[:-1] + b"\x01"
     return replace(content, parameters=changed(content.parameters, 2, value=encode(snapshot)))
 
 
-def lose_snapshot(content: Content) -> Content:
+def lose_snapshot(content: WholeContent) -> WholeContent:
     return replace(content, parameters=without(content.parameters, 2))
 
 
-def invent_version(content: Content) -> Content:
+def invent_version(content: WholeContent) -> WholeContent:
     record = content.versions.records[-1]
     version = Version.FromString(record.value or b"")
     version.version += 7
@@ -278,7 +278,7 @@ def invent_version(content: Content) -> Content:
     ],
 )
 def test_a_planted_difference_is_found_and_named(
-    sound: Content, plant: Callable[[Content], Content], named: str
+    sound: WholeContent, plant: Callable[[WholeContent], WholeContent], named: str
 ) -> None:
     report = check(plant(sound))
     assert not report.ok
@@ -287,20 +287,20 @@ def test_a_planted_difference_is_found_and_named(
     assert re.match(named, sentences[0]), sentences[:3]
 
 
-def test_a_lost_record_is_also_missed_in_the_sums(sound: Content) -> None:
+def test_a_lost_record_is_also_missed_in_the_sums(sound: WholeContent) -> None:
     report = check(lose_late(sound))
     assert not report.conserved
     assert "conversions" in report.unconserved[0]
     assert report.as_json()["conserved"] is False
 
 
-def relearn(content: Content, change: Callable[[Version], None], at: int) -> Content:
+def relearn(content: WholeContent, change: Callable[[Version], None], at: int) -> WholeContent:
     version = Version.FromString(content.versions.records[at].value or b"")
     change(version)
     return replace(content, versions=changed(content.versions, at, value=encode(version)))
 
 
-def test_groups_that_a_version_leaves_out_are_lost(sound: Content) -> None:
+def test_groups_that_a_version_leaves_out_are_lost(sound: WholeContent) -> None:
     def leave_one_out(version: Version) -> None:
         version.groups -= 1
 
@@ -309,7 +309,7 @@ def test_groups_that_a_version_leaves_out_are_lost(sound: Content) -> None:
     assert report.versions.groups_applied_twice == 0
 
 
-def test_groups_that_two_versions_apply_are_applied_twice(sound: Content) -> None:
+def test_groups_that_two_versions_apply_are_applied_twice(sound: WholeContent) -> None:
     grandparent = Version.FromString(sound.versions.records[1].value or b"")
     parent = Version.FromString(sound.versions.records[2].value or b"")
 
@@ -322,7 +322,7 @@ def test_groups_that_two_versions_apply_are_applied_twice(sound: Content) -> Non
     assert report.versions.groups_lost == 0
 
 
-def test_a_ledger_that_jumps_back_and_forth_at_the_end_is_noticed(sound: Content) -> None:
+def test_a_ledger_that_jumps_back_and_forth_at_the_end_is_noticed(sound: WholeContent) -> None:
     last = len(sound.versions.records) - 1
     before = Version.FromString(sound.versions.records[last - 1].value or b"")
 
@@ -335,7 +335,7 @@ def test_a_ledger_that_jumps_back_and_forth_at_the_end_is_noticed(sound: Content
     assert check(relearn(sound, stand_still, last)).versions.groups_lost == own
 
 
-def test_inputs_that_retention_took_are_named_and_not_guessed(sound: Content) -> None:
+def test_inputs_that_retention_took_are_named_and_not_guessed(sound: WholeContent) -> None:
     log = sound.impressions[0]
     content = replace(
         sound, impressions=put(sound.impressions, 0, Log(5, log.end, log.records[5:]))
@@ -347,7 +347,7 @@ def test_inputs_that_retention_took_are_named_and_not_guessed(sound: Content) ->
         check(content)
 
 
-def test_outputs_that_retention_took_are_no_difference(sound: Content) -> None:
+def test_outputs_that_retention_took_are_no_difference(sound: WholeContent) -> None:
     """The start record may be gone with the groups behind it, or with all of them."""
     log = sound.reward_groups[1]
     for left in (log.records[3:], []):
