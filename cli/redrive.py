@@ -14,9 +14,10 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
 
-from cli.settings import Settings, load_settings
+from cli.policy_option import PolicyName, load_policy_settings
+from cli.settings import Settings
 from policy.errors import DataError, SettingsError, StreamError, cut, reason_name
-from policy.schema import load_schema
+from policy.schema import Schema, load_schema
 from stream.codec import REDRIVEN_HEADER
 from stream.connection import (
     Connection,
@@ -36,7 +37,7 @@ from stream.redrive import (
     read_letters,
     to_line,
 )
-from stream.terms import first_terms, terms_of
+from stream.terms import Terms, first_terms, read_terms
 from stream.topics import Topics
 
 app = typer.Typer(help="Show what was refused, mend it and send it back.", no_args_is_help=True)
@@ -78,6 +79,7 @@ class _Kind:
 
 @app.command(name="list")
 def list_letters(
+    policy: PolicyName = None,
     topic: Where = LetterTopic.DEAD_LETTERS,
     reason: Wanted = None,
     show: Annotated[
@@ -87,7 +89,7 @@ def list_letters(
 ) -> None:
     """Count the refused records by reason, with their first and last log time and a message."""
     kinds: dict[str, _Kind] = {}
-    for letter in _letters(load_settings(), topic, reason):
+    for letter in _letters(load_policy_settings(policy), topic, reason):
         name = reason_name(letter.reason)
         kinds.setdefault(name, _Kind(letter.message)).add(letter, show)
     if as_json:
@@ -110,6 +112,7 @@ def list_letters(
 @app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="File to write; must not be there yet.")],
+    policy: PolicyName = None,
     topic: Where = LetterTopic.DEAD_LETTERS,
     reason: Wanted = None,
 ) -> None:
@@ -120,7 +123,7 @@ def export(
     and offset say which record it was: leave them as they are. Fields that this build does not know
     are not written.
     """
-    letters = _letters(load_settings(), topic, reason)
+    letters = _letters(load_policy_settings(policy), topic, reason)
     count = 0
     try:
         with file.open("x", encoding="utf-8") as out:
@@ -138,6 +141,7 @@ def export(
 @app.command()
 def send(
     file: Annotated[Path, typer.Argument(help="What `export` has written, mended.")],
+    policy: PolicyName = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be sent and what is wrong.")
     ] = False,
@@ -157,7 +161,7 @@ def send(
     group. And what was valid before (late, orphan, item_not_shown) is a duplicate until late
     horizon and early allowance have passed, unless you give it a new conversion_id.
     """
-    settings = load_settings()
+    settings = load_policy_settings(policy)
     if settings.timestamps == "event":
         raise SettingsError(
             "timestamps: expected 'broker' to send records back, seen 'event': a record of today "
@@ -167,8 +171,7 @@ def send(
     schema = load_schema(settings.schema_path)
     topics = Topics(settings.topic_prefix)
     connection = Connection(settings.bootstrap_servers, client_id="grade-redrive")
-    begun = terms_of(read_generations(connection, topics, schema.policy))
-    terms = begun[max(begun)] if begun else first_terms(schema)[1]
+    terms = _terms(connection, topics, schema)
     partitions = _partitions(connection, topics)
     sound: dict[str, Mended] = {}
     wrong, times = 0, []
@@ -242,6 +245,14 @@ def _partitions(connection: Connection, topics: Topics) -> int:
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise StreamError(f"expected the input topics with equal partitions, seen {counts}")
     return next(iter(counts.values()))
+
+
+def _terms(connection: Connection, topics: Topics, schema: Schema) -> Terms:
+    """By what the join judges a record that arrives now."""
+    generations = read_generations(connection, topics, schema.policy)
+    if not generations:
+        return first_terms(schema)[1]
+    return read_terms(generations[-1])
 
 
 def _sent_before(connection: Connection, topics: Topics, times: list[object]) -> set[str]:
