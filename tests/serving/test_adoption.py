@@ -51,7 +51,7 @@ def test_a_new_feature_changes_no_answer_before_it_is_learned() -> None:
 
 
 def test_an_unknown_schema_is_refused() -> None:
-    with pytest.raises(SnapshotRefused, match="or an earlier generation's, seen") as refused:
+    with pytest.raises(SnapshotRefused, match="or one of another generation, seen") as refused:
         load_policy(made_snapshot(1, schema=LONGER), GROWN, EARLIER)
     assert (refused.value.check, refused.value.reason) == ("schema", Reason.REASON_UNKNOWN_SCHEMA)
 
