@@ -64,7 +64,7 @@ JOINED_OVERHEAD_BYTES = 32
 """Most that a group adds to the bytes of a conversion that it holds."""
 
 FINISHED_TOGETHER = 128
-"""Groups whose rewards are worked out together: more of them fit no cache and are held decoded."""
+"""Most groups whose rewards are worked out together: no more of them are held decoded."""
 
 
 class PartitionJoin:
