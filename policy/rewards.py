@@ -22,8 +22,8 @@ COMPUTATION: int = 1
 
 
 NUMBERS_TOGETHER = 50_000
-"""Terms [member, candidate, objective] that are worked out in one go: more fit no processor's cache,
-and groups may be so large that two of them fit no memory."""
+"""Terms [member, candidate, objective] that are worked out in one go: more fit no cache, and groups
+may be so large that many of them fit no memory."""
 
 
 class _Tables(NamedTuple):
