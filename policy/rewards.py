@@ -21,6 +21,11 @@ COMPUTATION: int = 1
 """Version of the computation; raised whenever a reward can change by a single bit."""
 
 
+NUMBERS_TOGETHER = 50_000
+"""Terms [member, candidate, objective] that are worked out in one go: more fit no cache, and groups
+may be so large that many of them fit no memory."""
+
+
 class _Tables(NamedTuple):
     gains: dict[str, tuple[float, bool]]
     """By outcome type: gain, and whether the conversion's value multiplies it."""
@@ -226,9 +231,13 @@ def rewards_of(schema: Schema, groups: Sequence[ClosedGroup]) -> list[Rewards]:
         dimensions = len(impression.item_ids), len(impression.unshown_scores), len(weights)
         alike.setdefault(dimensions, []).append(index)
     found: dict[int, Rewards] = {}
-    for indices in alike.values():
-        same = _rewards_of_alike(schema, [groups[index] for index in indices])
-        found.update(zip(indices, same, strict=True))
+    for (items, unshown, weights_of_one), indices in alike.items():
+        terms = weights_of_one * (items + unshown // schema.n_objectives)
+        portion = max(1, NUMBERS_TOGETHER // max(1, terms))
+        for first in range(0, len(indices), portion):
+            at_once = indices[first : first + portion]
+            same = _rewards_of_alike(schema, [groups[index] for index in at_once])
+            found.update(zip(at_once, same, strict=True))
     return [found[index] for index in range(len(groups))]
 
 

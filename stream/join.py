@@ -83,7 +83,7 @@ JOINED_OVERHEAD_BYTES = 32
 _NO_LIMITS = JoinLimits()
 
 FINISHED_TOGETHER = 128
-"""Groups whose rewards are worked out together: more of them fit no cache and are held decoded."""
+"""Most groups whose rewards are worked out together: no more of them are held decoded."""
 
 
 class PartitionJoin:

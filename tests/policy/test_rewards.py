@@ -1,6 +1,7 @@
 import math
 import timeit
 from collections.abc import Sequence
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from grade.v1.impression_pb2 import Impression
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import policy.rewards
 from policy.fusion import rank
 from policy.rewards import (
     ClosedGroup,
@@ -251,6 +253,8 @@ def test_no_group_changes_a_bit_of_another(seed: int, transform: str) -> None:
     alone = [rewards_of(schema, [group])[0] for group in groups]
     assert rewards_of(schema, groups) == alone
     assert rewards_of(schema, groups[::-1]) == alone[::-1]
+    with mock.patch.object(policy.rewards, "NUMBERS_TOGETHER", 50):
+        assert rewards_of(schema, groups) == alone
 
 
 def test_the_ideal_is_the_best_of_all_orders() -> None:
