@@ -37,7 +37,7 @@ def check_group(decision: Decision, schema: Schema) -> int:
         Invalid: with the reason.
     """
     objectives = schema.n_objectives
-    weights = list(decision.weights)
+    weights = decision.weights[:]  # a slice is a list, and read at once
     members = rows_of("decision.weights", len(weights), objectives)
     if not members:
         raise Invalid(Reason.REASON_EMPTY_GROUP, "decision.weights", "at least one member", "none")
@@ -45,7 +45,7 @@ def check_group(decision: Decision, schema: Schema) -> int:
         raise Invalid(
             Reason.REASON_TOO_LARGE, "decision.weights", f"at most {MOST_MEMBERS} members", members
         )
-    alpha, densities = list(decision.alpha), list(decision.log_densities)
+    alpha, densities = decision.alpha[:], decision.log_densities[:]
     if decision.arm == ARM_POLICY:
         check_length("decision.alpha", len(alpha), objectives)
         check_length("decision.log_densities", len(densities), members)
@@ -79,12 +79,11 @@ def _check_weights(weights: list[float], schema: Schema) -> None:
     objectives = schema.n_objectives
     if min(weights) < 0:
         raise Invalid(Reason.REASON_OUT_OF_RANGE, "decision.weights", "at least 0", min(weights))
-    for start in range(0, len(weights), objectives):
-        total = sum(weights[start : start + objectives])
+    for member, total in enumerate(map(sum, zip(*[iter(weights)] * objectives, strict=True))):
         if abs(total - 1) > SIMPLEX_TOLERANCE:
             raise Invalid(
                 Reason.REASON_OUT_OF_RANGE,
-                f"decision.weights of member {start // objectives}",
+                f"decision.weights of member {member}",
                 "a sum of 1",
                 f"{total:.6g}",
             )

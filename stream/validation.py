@@ -198,7 +198,7 @@ def _check_decision(impression: Impression, schema: Schema) -> int:
             f"version {decision.version} of epoch {decision.epoch}",
         )
     check_name("decision.unit_id", decision.unit_id, "a unit's name", LONGEST_REQUEST_ID)
-    features = decision.features
+    features = decision.features[:]
     check_length("decision.features", len(features), schema.n_features)
     check_finite("decision.features", features)
     if max(features) > LARGEST_FEATURE or min(features) < -LARGEST_FEATURE:
@@ -213,7 +213,7 @@ def _check_decision(impression: Impression, schema: Schema) -> int:
 
 
 def _check_shown(impression: Impression, objectives: int) -> None:
-    items, positions = list(impression.item_ids), list(impression.positions)
+    items, positions = impression.item_ids[:], impression.positions[:]
     if not items:
         raise Invalid(Reason.REASON_NO_ITEMS, "item_ids", "at least one item", "none")
     if len(items) > MOST_SHOWN:
@@ -234,7 +234,7 @@ def _check_shown(impression: Impression, objectives: int) -> None:
         raise Invalid(
             Reason.REASON_OUT_OF_RANGE, "positions", f"at most {LAST_POSITION}", max(positions)
         )
-    scores, unshown = impression.scores, impression.unshown_scores
+    scores, unshown = impression.scores[:], impression.unshown_scores[:]
     check_length("scores", len(scores), len(items) * objectives)
     rows_of("unshown_scores", len(unshown), objectives)
     check_finite("scores", scores)
