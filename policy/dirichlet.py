@@ -17,6 +17,9 @@ Floats = npt.NDArray[np.float64]
 
 LEAST_COMPONENT = 1e-6
 """Components of x are kept at least so large (and renormalised) before their density is taken."""
+# Arrays, as numpy takes half as long again for a number of Python's.
+_LEAST = np.array(LEAST_COMPONENT)
+_ONE = np.array(1.0)
 
 
 def draw_generator(
@@ -111,7 +114,9 @@ def sample_weights(
 
 def simplex_to_weights(simplex: Floats, floors: Floats) -> Floats:
     """[..., objective] fusion weights of points of the simplex: floor + (1 - sum of floors) x."""
-    return np.asarray(floors + (1 - math.fsum(floors.tolist())) * simplex)
+    weights: Floats = simplex * np.array(1 - math.fsum(floors.tolist()))
+    weights += floors
+    return weights
 
 
 def weights_to_simplex(weights: npt.ArrayLike, floors: Floats) -> Floats:
@@ -124,8 +129,9 @@ def weights_to_simplex(weights: npt.ArrayLike, floors: Floats) -> Floats:
     Returns:
         [..., objective] float64, kept at least `LEAST_COMPONENT`, then renormalised.
     """
-    x = np.asarray(weights, dtype=np.float64) - floors
-    x /= 1 - math.fsum(floors.tolist())
+    x = np.array(weights, dtype=np.float64)
+    x -= floors
+    x /= np.array(1 - math.fsum(floors.tolist()))
     return _inside(x)
 
 
@@ -144,7 +150,7 @@ def log_density(weights: npt.ArrayLike, alpha: Floats, floors: Floats) -> Floats
     -0.6931
     """
     x = weights_to_simplex(weights, floors)
-    terms = np.log(x, out=x) * (alpha - 1)
+    terms = np.log(x, out=x) * (alpha - _ONE)
     return np.asarray(_sum(terms) + _log_normaliser(alpha))
 
 
@@ -187,7 +193,7 @@ def digamma(x: Floats) -> Floats:
 
 def _inside(x: Floats) -> Floats:
     """Keep components at least `LEAST_COMPONENT`, in place."""
-    return _normalised(np.maximum(x, LEAST_COMPONENT, out=x))
+    return _normalised(np.maximum(x, _LEAST, out=x))
 
 
 def _normalised(x: Floats) -> Floats:

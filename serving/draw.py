@@ -72,7 +72,7 @@ def draw_simplices(
     group = (members, alpha.shape[-1])
     gamma = np.empty((len(request_ids), *group))
     exponential = np.empty_like(gamma)
-    shifted = alpha + 1
+    shifted = alpha + 1.0
     digits = features.astype("<f4", copy=False).tobytes().hex().encode()
     width = 8 * features.shape[-1]
     for row, request_id in enumerate(request_ids):

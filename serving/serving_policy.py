@@ -17,8 +17,11 @@ from policy.schema import Schema
 Floats = npt.NDArray[np.float64]
 
 _LOG_LEAST, _LOG_GREATEST = map(math.log, CONCENTRATION_BOUNDS)
-_LOG_HALF_RANGE = (_LOG_GREATEST - _LOG_LEAST) / 2
-_LOG_MIDDLE = (_LOG_GREATEST + _LOG_LEAST) / 2
+# Arrays, as numpy takes half as long again for a number of Python's.
+_LOG_HALF_RANGE = np.array((_LOG_GREATEST - _LOG_LEAST) / 2)
+_LOG_MIDDLE = np.array((_LOG_GREATEST + _LOG_LEAST) / 2)
+_CLIP_LEAST, _CLIP_GREATEST = np.array(-CONTEXT_CLIP), np.array(CONTEXT_CLIP)
+_ZERO = np.array(0.0)
 
 BASELINE_EPOCH = 0
 """Epoch of the declared baseline, before every epoch that a learner makes."""
@@ -47,8 +50,8 @@ class ServingPolicy:
     concentration's."""
     mean_floor: Floats
     """[objective] the least that the mean can become."""
-    mean_share: float
-    """1 less the sum of `mean_floor`."""
+    mean_share: Floats
+    """[] 1 less the sum of `mean_floor`."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -93,7 +96,7 @@ class ServingPolicy:
             heads_weight=_frozen(heads_weight),
             heads_bias=_frozen(np.concatenate([bias, 0.5 * tensors["concentration_bias"]])),
             mean_floor=_frozen(tensors["mean_floor"]),
-            mean_share=1 - math.fsum(tensors["mean_floor"]),
+            mean_share=_frozen(1 - math.fsum(tensors["mean_floor"])),
         )
 
     @classmethod
@@ -118,9 +121,10 @@ class ServingPolicy:
             [request, objective] concentration parameters, > 0.
         """
         # Not the product with 1 / scale: its last bit would differ from the learner's.
-        z = features - self.feature_mean
+        z = features.astype(np.float64)
+        z -= self.feature_mean
         z /= self.feature_scale
-        z = np.minimum(np.maximum(z, -CONTEXT_CLIP, out=z), CONTEXT_CLIP, out=z)
+        z = np.minimum(np.maximum(z, _CLIP_LEAST, out=z), _CLIP_GREATEST, out=z)
         hidden = _relu_layer(self.hidden0_weight, self.hidden0_bias, z)
         hidden = _relu_layer(self.hidden1_weight, self.hidden1_bias, hidden)
         heads = np.matvec(self.heads_weight, hidden)
@@ -142,7 +146,8 @@ class ServingPolicy:
 def _relu_layer(weight: Floats, bias: Floats, below: Floats) -> Floats:
     above: Floats = np.matvec(weight, below)
     above += bias
-    return np.maximum(above, 0.0, out=above)
+    np.maximum(above, _ZERO, out=above)
+    return above
 
 
 def _frozen(values: npt.ArrayLike) -> Floats:
