@@ -21,7 +21,7 @@ from stream.terms import Terms
 
 
 class PendingConversion:
-    """A valid conversion that is no duplicate; `cell[1]` is its fate."""
+    """A valid conversion that is no duplicate; `cell` is [when it is decided, fate]."""
 
     __slots__ = ("cell", "message", "record", "terms", "time_ms", "until_ms")
 
@@ -33,7 +33,7 @@ class PendingConversion:
         self.message = message
         self.terms = terms
         self.cell = cell
-        self.until_ms = time_ms + terms.settings.early_ms
+        self.until_ms = cell[0]
         """Once impressions have been read up to here, none can follow that it belongs to."""
 
 
@@ -46,7 +46,7 @@ class Window:
     __slots__ = (
         "close_ms",
         "earlier",
-        "early_ms",
+        "early_end_ms",
         "end_ms",
         "item_ids",
         "late_end_ms",
@@ -70,7 +70,7 @@ class Window:
         self.offset = record.offset
         self.time_ms = time_ms
         self.terms = terms
-        self.early_ms = settings.early_ms
+        self.early_end_ms = time_ms - settings.early_ms
         self.end_ms = time_ms + settings.window_ms
         self.late_end_ms = time_ms + settings.late_ms
         self.close_ms = max(self.end_ms, least_close_ms)
@@ -85,8 +85,12 @@ class Window:
     def holds(self, conversion: PendingConversion) -> bool:
         """Whether a conversion of its request lies in it."""
         time_ms = conversion.time_ms
-        early_ms = min(self.early_ms, conversion.terms.settings.early_ms)
-        return self.time_ms - early_ms < time_ms <= self.end_ms
+        # E counted from both sides: the shorter one decides.
+        return (
+            self.time_ms < conversion.until_ms
+            and self.early_end_ms < time_ms
+            and time_ms <= self.end_ms
+        )
 
     def close(self) -> None:
         """Let go of all that only an open window needs."""

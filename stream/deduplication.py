@@ -101,8 +101,10 @@ class RecentVolume(Generic[K]):
         >>> [volume.add("a", time, 3) for time in (0, 10, 11)]
         [3, 6, 6]
         """
-        self.forget(time_ms)
-        self._queue.append((time_ms, key, size))
+        queue = self._queue
+        if self._older or (queue and queue[0][0] < time_ms - queue.horizon_ms):
+            self.forget(time_ms)
+        queue.append((time_ms, key, size))
         total = self._total.get(key, 0) + size
         self._total[key] = total
         return total

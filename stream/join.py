@@ -394,28 +394,26 @@ class PartitionJoin:
             self._attribution.wait(conversion)
 
     def _join(self, conversion: PendingConversion, window: Window, step: Step) -> None:
-        refusal = self._refuse_member(conversion, window)
-        if refusal is None:
-            conversion.cell[1] = JOINED
-            window.members.append(conversion)
-        else:
-            self._kill(conversion, refusal, step)
+        if conversion.message.item_id not in window.item_ids:
+            self._kill(conversion, self._not_shown(conversion, window), step)
+            return
+        if conversion.terms is not window.terms:
+            unknown = check_known_outcome(conversion.message, window.terms.schema)
+            if unknown is not None:
+                self._kill(conversion, unknown, step)
+                return
+        conversion.cell[1] = JOINED
+        window.members.append(conversion)
 
     @staticmethod
-    def _refuse_member(conversion: PendingConversion, window: Window) -> Refusal | None:
-        """Why a conversion that lies in a window can be no member of its group."""
+    def _not_shown(conversion: PendingConversion, window: Window) -> Refusal:
         items = window.item_ids
-        if conversion.message.item_id not in items:
-            listed = ", ".join(shown(item) for item in items[:3])
-            listed += ", ..." if len(items) > 3 else ""
-            return Refusal(
-                Reason.REASON_ITEM_NOT_SHOWN,
-                f"item_id: expected one of the {len(items)} items of impression {window.offset} "
-                f"({listed}), seen {shown(conversion.message.item_id)}",
-            )
-        if conversion.terms is window.terms:
-            return None
-        return check_known_outcome(conversion.message, window.terms.schema)
+        listed = ", ".join(shown(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
+        return Refusal(
+            Reason.REASON_ITEM_NOT_SHOWN,
+            f"item_id: expected one of the {len(items)} items of impression {window.offset} "
+            f"({listed}), seen {shown(conversion.message.item_id)}",
+        )
 
     def _decide_unjoined(self, conversion: PendingConversion, step: Step) -> None:
         """A conversion that lies in no window: late or orphan (rule 5)."""
@@ -489,6 +487,8 @@ class PartitionJoin:
             if new:
                 standing = self._frontier.at_boundary(*window[:3])
                 step.groups.append(self._outputs.boundary(window, standing))
+            else:
+                self._frontier.pass_boundary(window.time_ms)
 
     def _finish_groups(self, step: Step) -> None:
         step.groups.extend(self._outputs.finished(self._leaving_terms, self._leaving))

@@ -284,6 +284,10 @@ class Frontier:
         self.impressions.settle_before_offset(offset + 1)
         return self._standing()
 
+    def pass_boundary(self, time_ms: int) -> None:
+        """Move beyond a boundary that was written, or given up, before this owner."""
+        self.frontier_ms = max(self.frontier_ms, time_ms)
+
     def at_progress(self, frontier_ms: int, close_ms: int) -> Standing:
         """Move to a time that both logs have passed and say how far the join has come."""
         self.frontier_ms, self.close_ms = frontier_ms, close_ms
@@ -326,9 +330,9 @@ class Frontier:
             rewind_conversion_time_ms=conversion_rewind.time_before_ms,
             rewind_impression_generation=rewind.generation,
             rewind_conversion_generation=conversion_rewind.generation,
-            segment=self._segment,
-            least_close_time_ms=self.least_close_ms if self._segment else 0,
         )
+        if self._segment:
+            standing.segment, standing.least_close_time_ms = self._segment, self.least_close_ms
         standing.done.impression_offset = impressions.done
         standing.done.conversion_offset = conversions.done
         standing.rewind.impression_offset = rewind.offset

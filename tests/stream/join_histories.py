@@ -124,6 +124,9 @@ def random_definition(rng: Random, number: int) -> Definition:
     """Draw a generation; the first one has the example's outcomes and objectives."""
     window = rng.randint(1, 9)
     early = rng.randint(0, 5)
+    if number > 1 and rng.random() < 0.3:
+        # So short that windows of both generations overlap.
+        window, early = rng.randint(1, 2), rng.randint(0, 1)
     return Definition(
         number,
         window,
@@ -227,6 +230,8 @@ class _Writer:
         self.conversion_ids = [f"c{i}" for i in range(40 if heavy else 4)]
         self.pace = [0, 1, 2] if heavy else rng.choice(paces)
         self.edges = rng.choice([0.0, 0.1, 0.5])
+        if len(definitions) > 1 and rng.random() < 0.3:
+            self.requests = self.requests[:1]
         self.unrest = 0.01 if len(definitions) == 1 else rng.choice([0.1, 0.2, 0.4])
         self.disorder = rng.choice([0.0, 0.1, 0.3])
         self.heads = (rng.choice([0, 5]), rng.choice([0, 7]))

@@ -64,6 +64,7 @@ def run_with_losses(history: History, output: OutputPartition, rng: Random) -> N
     ends = {log: history.heads[log] + len(records) for log, records in history.records.items()}
     owner = AcceptingOwner(history, output, rng, heads)
     zombies: list[Owner] = []
+    left = rng.randint(0, 60)
     losses, patience = rng.choice([1, 2, 3]), rng.choice([5, 20, 40])
     while True:
         if losses and output.main and rng.random() < 1 / patience:
@@ -75,7 +76,8 @@ def run_with_losses(history: History, output: OutputPartition, rng: Random) -> N
             if rng.random() < 0.7:
                 zombies.append(owner)
             owner = AcceptingOwner(history, output, rng, heads)
-        if zombies and rng.random() < 0.3:
+        if zombies and left and rng.random() < 0.3:
+            left -= 1
             rng.choice(zombies).act()
         elif not owner.act():
             if [owner.unread(log) for log in Log] == [0, 0]:

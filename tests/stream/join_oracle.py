@@ -250,6 +250,11 @@ class Oracle:
         """Whether a new owner need not read a conversion record at `t`."""
         return t <= frontier - (longest.early + longest.conversion_repeat)
 
+    # Rule 10.
+    def oldest_that_matters(self, impressions: int, conversions: int) -> int:
+        """The oldest generation whose horizons count, from those in force at the two rewinds."""
+        return min(impressions, conversions)
+
     def frontier(self) -> int | None:
         """Frontier of a progress record once all is read; None before there can be one.
 
@@ -538,7 +543,7 @@ class Oracle:
         """What more is let go at one instant."""
         impressions, conversions = gone
         while True:
-            oldest = min(
+            oldest = self.oldest_that_matters(
                 self.impression_generations[impressions], self.conversion_generations[conversions]
             )
             matter = self._between(oldest, max(oldest, newest))

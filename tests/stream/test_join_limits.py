@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 from grade.v1.impression_pb2 import Impression
+from grade.v1.refused_pb2 import Reason
 
 from policy.errors import BoundaryError, RetentionLost
 from stream.codec import encode
@@ -300,9 +301,79 @@ class TheFirstValidIsNoRepeatUnlessAccepted(Oracle):
         return super()._same_request(j, message) and self._is_accepted(j)
 
 
+class OwnRepeatAlone(Oracle):
+    """Across a boundary as well."""
+
+    def repeats_impression(self, a: int, earlier: int, between: Sequence[Horizons]) -> bool:
+        return a - earlier <= between[-1].impression_repeat
+
+
+class OwnConversionRepeatAlone(Oracle):
+    """Across a boundary as well."""
+
+    def repeats_conversion(self, t: int, earlier: int, between: Sequence[Horizons]) -> bool:
+        return t - earlier <= between[-1].conversion_repeat
+
+
+class EarlyOfTheImpressionAlone(Oracle):
+    def in_window(self, t: int, a: int, own: Horizons, shown: Horizons) -> bool:
+        return a - shown.early < t <= a + shown.window
+
+
+class WindowOfTheConversion(Oracle):
+    def in_window(self, t: int, a: int, own: Horizons, shown: Horizons) -> bool:
+        return a - min(own.early, shown.early) < t <= a + own.window
+
+
+class LateByTheConversion(Oracle):
+    def in_late_horizon(self, t: int, a: int, own: Horizons, shown: Horizons) -> bool:
+        return a + shown.window < t <= a + own.late
+
+
+class LaterWindowWins(Oracle):
+    def _impression_with(
+        self, c: int, relation: Callable[[int, int, Horizons, Horizons], bool]
+    ) -> int | None:
+        accepted, self.accepted = self.accepted, self.accepted[::-1]
+        found = super()._impression_with(c, relation)
+        self.accepted = accepted
+        return found
+
+
+class NoGroupWaitsForItsBoundary(Oracle):
+    def _close(self, i: int) -> int:
+        return self.closes(self.impression_times[i], self.impression_terms[i])
+
+
+class OutcomesOfTheConversionAlone(Oracle):
+    def _unfit(self, c: int) -> int:
+        found = super()._unfit(c)
+        return 0 if found == Reason.REASON_UNKNOWN_OUTCOME else found
+
+
+class HorizonsNeverGetShorter(Oracle):
+    def oldest_that_matters(self, impressions: int, conversions: int) -> int:
+        return self.beginning.generation
+
+
+class HorizonsOfTheLaterRewind(Oracle):
+    def oldest_that_matters(self, impressions: int, conversions: int) -> int:
+        return max(impressions, conversions)
+
+
 @pytest.mark.parametrize(
     "broken",
     [
+        OwnRepeatAlone,
+        OwnConversionRepeatAlone,
+        EarlyOfTheImpressionAlone,
+        WindowOfTheConversion,
+        LateByTheConversion,
+        LaterWindowWins,
+        NoGroupWaitsForItsBoundary,
+        OutcomesOfTheConversionAlone,
+        HorizonsNeverGetShorter,
+        HorizonsOfTheLaterRewind,
         NeverTooMuch,
         RepeatsOneTooFew,
         RepeatsWithinTheWindowOnly,
@@ -336,5 +407,6 @@ def outcome(rules: type[Oracle], seed: int) -> object:
         oracle.impression_fates,
         oracle.conversion_fates,
         oracle.groups(),
+        oracle.boundaries(),
         [oracle.progress_standing(a) for a in frontiers],
     )

@@ -27,7 +27,7 @@ from tests.stream.join_owners import (
     standing,
 )
 
-HISTORIES = int(os.environ.get("JOIN_HISTORIES", "300"))
+HISTORIES = int(os.environ.get("JOIN_HISTORIES", "200"))
 
 randoms = st.randoms(use_true_random=False)
 property_test = settings(
