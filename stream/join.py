@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from grade.v1.generation_pb2 import Generation
-from grade.v1.refused_pb2 import Reason
 from grade.v1.reward_group_pb2 import JoinRecord, Start
 
 from policy.errors import OffsetGap, StreamError
@@ -39,6 +38,7 @@ from stream.join_records import (
     Record,
     Step,
 )
+from stream.join_refusals import not_shown, too_late, too_much, without_impression
 from stream.standing import (
     CONVERSION_DEAD,
     CONVERSION_DUPLICATE,
@@ -54,14 +54,13 @@ from stream.standing import (
     Frontier,
     LogReading,
 )
-from stream.terms import Terms, read_terms
+from stream.terms import Terms, next_terms
 from stream.validation import (
     Refusal,
     check_known_outcome,
     read_boundary,
     read_conversion,
     read_impression,
-    shown,
 )
 
 __all__ = [
@@ -364,7 +363,7 @@ class PartitionJoin:
         if cell is not None:
             conversion = PendingConversion(record, time_ms, read, terms, cell)
             if volume > terms.settings.max_request_bytes:
-                self._refuse_volume(conversion, volume, step)
+                self._kill(conversion, too_much(conversion, volume), step)
             else:
                 self._attribute(conversion, step)
 
@@ -395,7 +394,7 @@ class PartitionJoin:
 
     def _join(self, conversion: PendingConversion, window: Window, step: Step) -> None:
         if conversion.message.item_id not in window.item_ids:
-            self._kill(conversion, self._not_shown(conversion, window), step)
+            self._kill(conversion, not_shown(conversion, window), step)
             return
         if conversion.terms is not window.terms:
             unknown = check_known_outcome(conversion.message, window.terms.schema)
@@ -405,53 +404,19 @@ class PartitionJoin:
         conversion.cell[1] = JOINED
         window.members.append(conversion)
 
-    @staticmethod
-    def _not_shown(conversion: PendingConversion, window: Window) -> Refusal:
-        items = window.item_ids
-        listed = ", ".join(shown(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
-        return Refusal(
-            Reason.REASON_ITEM_NOT_SHOWN,
-            f"item_id: expected one of the {len(items)} items of impression {window.offset} "
-            f"({listed}), seen {shown(conversion.message.item_id)}",
-        )
-
     def _decide_unjoined(self, conversion: PendingConversion, step: Step) -> None:
         """A conversion that lies in no window: late or orphan (rule 5)."""
         window = self._attribution.late_for(conversion)
         if window is not None:
             conversion.cell[1] = LATE
-            kind, reason, offset = Kind.LATE, Reason.REASON_LATE, window.offset
-            message = (
-                f"time: expected at most {window.terms.settings.window_ms} ms after impression "
-                f"{offset}, seen {conversion.time_ms - window.time_ms} ms"
-            )
+            kind, refusal, offset = Kind.LATE, too_late(conversion, window), window.offset
         else:
             conversion.cell[1] = ORPHAN
-            kind, reason, offset = Kind.ORPHANS, Reason.REASON_ORPHAN, -1
-            settings = conversion.terms.settings
-            message = (
-                f"request_id: expected an impression of it from {settings.late_ms} ms before to "
-                f"{settings.early_ms} ms after, seen none"
-            )
+            kind, refusal, offset = Kind.ORPHANS, without_impression(conversion), -1
         record, time_ms = conversion.record, conversion.time_ms
-        output = self._outputs.refused(
-            kind, Log.CONVERSIONS, record, time_ms, reason, message, offset
+        step.side.append(
+            self._outputs.refused(kind, Log.CONVERSIONS, record, time_ms, *refusal, offset)
         )
-        step.side.append(output)
-
-    def _refuse_volume(self, conversion: PendingConversion, volume: int, step: Step) -> None:
-        """Keep a group from growing beyond what Kafka takes.
-
-        Like rule 3 it looks at valid conversions within D_c only, accepted or not, so that a new
-        owner decides the same.
-        """
-        settings = conversion.terms.settings
-        refusal = Refusal(
-            Reason.REASON_TOO_LARGE,
-            f"conversions of one request within {settings.conversion_repeat_ms} ms: expected at "
-            f"most {settings.max_request_bytes} bytes, seen {volume} with this one",
-        )
-        self._kill(conversion, refusal, step)
 
     def _kill(self, conversion: PendingConversion, refusal: Refusal, step: Step) -> None:
         conversion.cell[1] = CONVERSION_DEAD
@@ -544,26 +509,6 @@ class PartitionJoin:
         return terms
 
     def _next_terms(self, log: Log, offset: int, generation: Generation) -> Terms | None:
-        """The terms that a boundary begins; None if it is one that has begun already.
-
-        Raises:
-            StreamError: boundaries are missing before it, or it is not what has been begun.
-            BoundaryError: this build cannot go on under it.
-        """
-        current, number = self._reading(log).generation, generation.generation
-        if number <= current:
-            return None
+        """The terms that a boundary begins; None if it is one that has begun already."""
         place = f"{log.value} partition {self._partition} offset {offset}"
-        if number > current + 1:
-            raise StreamError(
-                f"{place}: expected the boundary of generation {current + 1} before the next one, "
-                f"seen that of generation {number}"
-            )
-        terms = read_terms(generation)
-        if self._terms.setdefault(number, terms) != terms:
-            raise StreamError(
-                f"{place}: expected the boundary of generation {number} as it was begun, seen one "
-                "with other terms"
-            )
-        terms.require_computable()
-        return terms
+        return next_terms(self._terms, self._reading(log).generation, generation, place)

@@ -11,7 +11,7 @@ from typing import Any
 
 from grade.v1.generation_pb2 import Generation
 
-from policy.errors import BoundaryError, SchemaError, SettingsError
+from policy.errors import BoundaryError, SchemaError, SettingsError, StreamError
 from policy.rewards import COMPUTATION, COMPUTATIONS
 from policy.schema import Schema, parse_schema
 from stream.join_records import JoinSettings
@@ -102,6 +102,43 @@ def read_terms(generation: Generation) -> Terms:
         frozenset((schema.digest, *generation.accepted_schema_digests)),
         generation.computation,
     )
+
+
+def next_terms(
+    known: dict[int, Terms], current: int, generation: Generation, place: str
+) -> Terms | None:
+    """The terms that a boundary record begins.
+
+    Args:
+        known: by number; what the record says is added.
+        current: number of the generation that the record may end.
+        generation: the record's.
+        place: where it is, for messages.
+
+    Returns:
+        the terms; None if the generation has begun already.
+
+    Raises:
+        StreamError: boundaries are missing before it, or it is not what has been begun.
+        BoundaryError: this build cannot go on under it.
+    """
+    number = generation.generation
+    if number <= current:
+        return None
+    if number > current + 1:
+        raise StreamError(
+            f"{place}: expected the boundary of generation {current + 1} before the next one, "
+            f"seen that of generation {number}"
+        )
+    said = read_terms(generation)
+    terms = known.setdefault(number, said)
+    if terms != said:
+        raise StreamError(
+            f"{place}: expected the boundary of generation {number} as it was begun, seen one "
+            "with other terms"
+        )
+    terms.require_computable()
+    return terms
 
 
 def settings_of(generation: Generation) -> dict[str, Any]:
