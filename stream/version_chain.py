@@ -271,7 +271,7 @@ class VersionChain:
         if layout != str(LAYOUT):
             raise CheckpointRefused(
                 f"expected the entry 'layout' to be {LAYOUT}, seen {layout}: of another build",
-                Reason.REASON_OTHER_SETTINGS,
+                Reason.REASON_OUT_OF_RANGE,
             )
         try:
             chain = cls(generations, partitions, generation=int(entries["generation"]))

@@ -193,9 +193,9 @@ CHECKPOINTS: list[Case[Break]] = [
     ),
     _entries(
         "without an entry",
-        lambda m: m.pop("slot_ms"),
+        lambda m: m.pop("layout"),
         Reason.REASON_MISSING_FIELD,
-        "expected the entry 'slot_ms', seen none",
+        "expected the entry 'layout', seen none",
     ),
     _entries(
         "whose ledger is no list",
@@ -210,10 +210,17 @@ CHECKPOINTS: list[Case[Break]] = [
         "expected the state of a learner",
     ),
     _entries(
+        "of another number of partitions",
+        lambda m: m.update(partitions="7"),
+        Reason.REASON_OTHER_SETTINGS,
+        "learned elsewhere: partitions is",
+        "7 in the checkpoint",
+    ),
+    _entries(
         "of another layout",
         lambda m: m.update(layout="99"),
-        Reason.REASON_OTHER_SETTINGS,
-        "other settings: layout is",
-        "99 in the checkpoint",
+        Reason.REASON_OUT_OF_RANGE,
+        "expected the entry 'layout' to be",
+        "seen 99: of another build",
     ),
 ]

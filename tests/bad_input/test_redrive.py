@@ -52,7 +52,7 @@ def running(broker: object, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         connection, partitions=PARTITIONS, window_ms=1_000, early_ms=200, late_ms=2_000
     )
     with running_join(connection, topics, folder) as process:
-        schema = load_schema(folder / "policy.toml")
+        schema = load_schema(folder / "policy-1.toml")
         shown = valid_impression("r-1")
         made = Decision.FromString(shown.decision.payload)
         made.schema_digest = schema.digest
@@ -64,7 +64,7 @@ def running(broker: object, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         produce(connection, topics.conversions, [placed("r-1", encode(clicked)), junk()])
         process.await_healthy()
         environment = {
-            "GRADE_SCHEMA_PATH": str(folder / "policy.toml"),
+            "GRADE_SCHEMA_PATH": str(folder / "policy-1.toml"),
             "GRADE_BOOTSTRAP_SERVERS": connection.bootstrap_servers,
             "GRADE_TOPIC_PREFIX": topics.prefix,
         }

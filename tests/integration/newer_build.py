@@ -12,8 +12,9 @@ NEWER = 2
 
 def doubled(*arguments: Any) -> Any:
     """The first computation with every prior twice as large."""
-    found = rewards.group_rewards(*arguments)
-    found.prior[:] = [2 * each for each in found.prior]
+    found = rewards.rewards_of(*arguments)
+    for group in found:
+        group.prior[:] = [2 * each for each in group.prior]
     return found
 
 

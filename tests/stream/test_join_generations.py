@@ -5,17 +5,13 @@ Generation 1: W = 100 ms, E = 10 ms, L = 200 ms, so D = 110 ms and D_c = 210 ms.
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-from grade.v1.conversion_pb2 import Conversion
 from grade.v1.generation_pb2 import Generation
-from grade.v1.impression_pb2 import Impression
 from grade.v1.reward_group_pb2 import Cursor as CursorMessage
 from grade.v1.reward_group_pb2 import JoinRecord, Rewards
 
 from policy.errors import BoundaryError, RetentionLost, StreamError
-from policy.rewards import COMPUTATIONS
+from policy.rewards import COMPUTATIONS, ClosedGroup
 from policy.schema import Schema
 from stream.codec import encode
 from stream.join import Cursor, Kind, Log, Loss, PartitionJoin, Record
@@ -368,13 +364,8 @@ def test_a_known_generation_that_cannot_be_computed_is_no_matter_before_its_boun
 
 
 def test_a_generation_is_computed_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    def another(
-        schema: Schema,
-        impression: Impression,
-        weights: npt.NDArray[np.float32],
-        conversions: Sequence[Conversion],
-    ) -> Rewards:
-        return Rewards(realised=-7)
+    def another(schema: Schema, groups: Sequence[ClosedGroup]) -> list[Rewards]:
+        return [Rewards(realised=-7) for _ in groups]
 
     both: Mapping[int, object] = {**COMPUTATIONS, 99: another}
     monkeypatch.setattr("stream.terms.COMPUTATIONS", both)
