@@ -19,7 +19,9 @@ from grade.v1.impression_pb2 import Impression
 from policy.schema import Schema, load_schema
 from serving.engine import Engine
 from stream.codec import TICK_VALUE, encode, partition_for
-from stream.join_records import JoinSettings, Log, Record
+from stream.join import Cursor, PartitionJoin
+from stream.join_records import JoinLimits, Log, Output, Record
+from stream.terms import first_terms
 
 BEGIN_MS: Final = 1_700_000_000_000
 MEMBERS: Final = 8
@@ -54,12 +56,18 @@ def feed_schema() -> Schema:
     return load_schema(Path(__file__).with_name("feed.toml"))
 
 
-def join_settings() -> JoinSettings:
-    """How the backlog is joined."""
-    schema = feed_schema()
-    return JoinSettings(
-        schema.window_ms, schema.early_ms, schema.late_ms, progress_step_ms=PROGRESS_STEP_MS
+def new_join(partition: int, partitions: int) -> tuple[PartitionJoin, Output]:
+    """A join of one partition of the backlog, at its beginning, and the record that says so."""
+    join = PartitionJoin(
+        first_terms(feed_schema()),
+        partition=partition,
+        partitions=partitions,
+        limits=JoinLimits(progress_step_ms=PROGRESS_STEP_MS),
     )
+    head = Cursor(0, 0)
+    start = join.start_record(head, 1)
+    join.resume(start.value, [start.value], head)
+    return join, start
 
 
 def make_backlog(requests: int, *, rate: float, partitions: int, seed: int = 0) -> Backlog:
@@ -88,7 +96,7 @@ def make_backlog(requests: int, *, rate: float, partitions: int, seed: int = 0) 
 
 def _tick_to_the_end(logs: Sequence[dict[Log, list[Record]]], last_ms: int) -> None:
     """Two ticks: the first lets every window close, the second every conversion be decided."""
-    settings = join_settings()
+    settings = feed_schema()
     for add_ms in (settings.window_ms + 1, settings.window_ms + settings.late_ms + 1):
         for log in (log for pair in logs for log in pair.values()):
             log.append(Record(len(log), last_ms + add_ms, None, TICK_VALUE, tick=True))

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from grade.v1.reward_group_pb2 import JoinRecord
 
-from benchmarks.backlog import Backlog, feed_schema, join_settings, make_backlog
+from benchmarks.backlog import Backlog, feed_schema, make_backlog, new_join
 from policy.trainer_settings import TrainerSettings
-from stream.join import Cursor, Kind, Output, PartitionJoin
-from stream.version_chain import VersionChain
+from stream.generations import definition
+from stream.join import Kind, Output
+from stream.version_chain import VersionChain, by_number
 
 PARTITIONS = 4
 SLOT_MS = 250
@@ -81,12 +82,7 @@ def joined_records(backlog: Backlog) -> list[Joined]:
 
 
 def _join(backlog: Backlog, partition: int) -> list[Output]:
-    join = PartitionJoin(
-        feed_schema(), join_settings(), partition=partition, partitions=len(backlog.logs)
-    )
-    head = Cursor(0, 0)
-    start = join.start_record(head)
-    join.resume(start.value, [start.value], head)
+    join, start = new_join(partition, len(backlog.logs))
     logs, written = backlog.logs[partition], [start]
     while any(join.position(log) < len(records) for log, records in logs.items()):
         for log, records in logs.items():
@@ -105,7 +101,9 @@ def _close_time_ms(value: bytes) -> int:
 
 
 def _groups_per_cpu_s(records: Sequence[Joined], settings: TrainerSettings) -> float:
-    chain = VersionChain(feed_schema(), settings, PARTITIONS, SLOT_MS)
+    first = definition(feed_schema(), settings, SLOT_MS)
+    first.generation = 1
+    chain = VersionChain(by_number({1: first}), PARTITIONS)
     began_s, groups = time.process_time(), 0
     for partition, value in records:
         for learned in chain.feed(partition, value):

@@ -162,7 +162,7 @@ def _run(
     )
     status_file = settings.data_dir / "traffic.json"
     boundaries = PlannedBoundaries(connection, settings, play.boundaries_at)
-    with LoopWatch(connection, topics, settings.learn_slot_ms, ports, status_file) as watch:
+    with LoopWatch(connection, topics, ports, status_file) as watch:
         traffic = stack.enter_context(_traffic(settings, play, status_file, running.log_path))
         _watch(console, boundaries, watch, running, traffic, picture_file)
         swaps = ask(settings.serve_admin_port, "/swaps") or []

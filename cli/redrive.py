@@ -38,7 +38,7 @@ from stream.redrive import (
     to_line,
 )
 from stream.terms import Terms, first_terms, read_terms
-from stream.topics import LARGEST_EVENT_BYTES, Topics
+from stream.topics import Topics
 
 app = typer.Typer(help="Show what was refused, mend it and send it back.", no_args_is_help=True)
 
@@ -172,14 +172,13 @@ def send(
     topics = Topics(settings.topic_prefix)
     connection = Connection(settings.bootstrap_servers, client_id="grade-redrive")
     terms = _terms(connection, topics, schema)
-    max_bytes = min(terms.settings.max_record_bytes, LARGEST_EVENT_BYTES)
     partitions = _partitions(connection, topics)
     sound: dict[str, Mended] = {}
     wrong, times = 0, []
     for number, line in _lines(file):
         try:
             fields = from_line(line)
-            mended = mend(fields, terms.schema, partitions, max_bytes, terms.accepted)
+            mended = mend(fields, terms, partitions)
             if str(mended.source) in sound:
                 raise WrongLine(
                     Reason.REASON_REPEATED_ITEM,

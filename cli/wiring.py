@@ -62,18 +62,15 @@ def one_policy(settings: Settings, name: str | None = None) -> tuple[Schema, Top
         SettingsError: there is none of this name, or several and none is named.
     """
     known = {schema.policy: (schema, topics) for schema, topics in policies(settings)}
-    if name is None and len(known) > 1:
+    if name is None and len(known) == 1:
+        return next(iter(known.values()))
+    if name not in known:
         raise SettingsError(
             f"--policy: expected one of {', '.join(known)} (schema_path {settings.schema_path}), "
-            "seen none"
+            f"seen {'none' if name is None else repr(name)}",
+            Reason.REASON_UNKNOWN_POLICY,
         )
-    chosen = next(iter(known)) if name is None else name
-    if chosen not in known:
-        raise SettingsError(
-            f"--policy: expected {' or '.join(known)} (schema_path {settings.schema_path}), "
-            f"seen {chosen!r}"
-        )
-    return known[chosen]
+    return known[name]
 
 
 def settings_of_policy(settings: Settings, name: str | None = None) -> Settings:

@@ -59,7 +59,6 @@ class LoopWatch:
     Args:
         connection: where Kafka is.
         topics: names of the topics.
-        slot_ms: length of a slot, in milliseconds.
         admin_ports: port of /health by name of the process; `serve` also answers /swaps.
         status_file: JSON file that the traffic rewrites, if there is one.
     """
@@ -68,7 +67,6 @@ class LoopWatch:
         self,
         connection: Connection,
         topics: Topics,
-        slot_ms: int,
         admin_ports: Mapping[str, int],
         status_file: Path | None = None,
     ) -> None:
@@ -76,7 +74,7 @@ class LoopWatch:
         self._ports = dict(admin_ports)
         self._status_file = status_file
         self._picture = Picture(refused=dict.fromkeys(topics.refused, 0))
-        self._latency = CloseToServed(slot_ms)
+        self._latency = CloseToServed()
         self._last_swap = (0, 0)
         self._last_group: dict[int, int] = {}
         self._swapped_at_ms = 0
@@ -172,7 +170,7 @@ class LoopWatch:
                 continue
             self._last_swap = order
             if swap["version"] > 0:
-                self._latency.swap(swap["slot"], swap["wall_ms"])
+                self._latency.swap(swap["slot"], swap["slot_ms"], swap["wall_ms"])
                 self._picture.versions_served += 1
         self._swapped_at_ms = swaps[-1]["wall_ms"]
         self._picture.served_version = swaps[-1]["version"]

@@ -1,4 +1,4 @@
-"""The schemas that a policy had before: what was learned under them can still be served."""
+"""The schemas of a policy's other generations: what was learned under some can be served."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -8,6 +8,7 @@ import structlog
 from policy.errors import BoundaryError, StreamError, TopicError
 from policy.schema import Schema
 from stream.connection import Connection
+from stream.generation_changes import decide_alike
 from stream.generations import read_generations, schema_of
 from stream.topics import Topics
 
@@ -17,7 +18,10 @@ NONE: Final[Mapping[bytes, Schema]] = {}
 
 
 class EarlierSchemas:
-    """Schemas of the generations before the one whose schema is served, read when one is needed.
+    """Schemas of other generations than the one whose schema is served, read when one is needed.
+
+    Those before it; and of those after it the ones that decide as the served one does, so that a
+    server need not be started anew when, say, the attribution window has changed.
 
     Args:
         connection: how to reach Kafka.
@@ -32,7 +36,7 @@ class EarlierSchemas:
         self._known = NONE
 
     def for_digest(self, digest: bytes) -> Mapping[bytes, Schema]:
-        """The earlier schemas by their digests, read anew if a digest is not among those known.
+        """The schemas by their digests, read anew if a digest is not among those known.
 
         Args:
             digest: of the schema that a snapshot was learned under.
@@ -58,10 +62,13 @@ class EarlierSchemas:
         end = len(digests)
         if self._served.digest in digests:
             end = end - 1 - digests[::-1].index(self._served.digest)
-        earlier: dict[bytes, Schema] = {}
-        for generation in generations[:end]:
+        found: dict[bytes, Schema] = {}
+        for index, generation in enumerate(generations):
             try:
-                earlier[generation.schema_digest] = schema_of(generation)
+                schema = schema_of(generation)
             except BoundaryError as error:
                 log.warning("generation_not_understood", reason=str(error))
-        return earlier
+                continue
+            if index < end or decide_alike(self._served, schema):
+                found[generation.schema_digest] = schema
+        return found

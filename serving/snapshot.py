@@ -81,7 +81,7 @@ def load_policy(
     )
     learned_under = {**(earlier or {}), schema.digest: schema}.get(snapshot.schema_digest)
     if learned_under is None:
-        known = " or an earlier generation's" if earlier else ""
+        known = " or one of another generation" if earlier else ""
         raise SnapshotRefused(
             "schema",
             f"schema digest {_short(schema.digest)}{known}",

@@ -79,12 +79,11 @@ def _check_weights(weights: list[float], schema: Schema) -> None:
     objectives = schema.n_objectives
     if min(weights) < 0:
         raise Invalid(Reason.REASON_OUT_OF_RANGE, "decision.weights", "at least 0", min(weights))
-    for start in range(0, len(weights), objectives):
-        total = sum(weights[start : start + objectives])
+    for member, total in enumerate(map(sum, zip(*[iter(weights)] * objectives, strict=True))):
         if abs(total - 1) > SIMPLEX_TOLERANCE:
             raise Invalid(
                 Reason.REASON_OUT_OF_RANGE,
-                f"decision.weights of member {start // objectives}",
+                f"decision.weights of member {member}",
                 "a sum of 1",
                 f"{total:.6g}",
             )

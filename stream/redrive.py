@@ -7,7 +7,7 @@ validation as in the join, and carries a header that names the record that it st
 
 import base64
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from google.protobuf import json_format
@@ -19,7 +19,6 @@ from grade.v1.refused_pb2 import Reason, Refused
 from kafka import TopicPartition
 
 from policy.errors import StreamError, cut, quoted, reason_name
-from policy.schema import Schema
 from stream.codec import REDRIVEN_HEADER, encode, partition_for
 from stream.connection import (
     Connection,
@@ -29,6 +28,8 @@ from stream.connection import (
     read_all,
 )
 from stream.join_records import Log, Record
+from stream.terms import Terms
+from stream.topics import LARGEST_EVENT_BYTES
 from stream.validation import Refusal, read_conversion, read_impression
 
 CLOCKS_MS: Final = 3_600_000
@@ -178,21 +179,13 @@ def from_line(line: str) -> _Content:
     return fields
 
 
-def mend(
-    fields: _Content,
-    schema: Schema,
-    partitions: int,
-    max_bytes: int,
-    accepted: Collection[bytes] = (),
-) -> Mended:
+def mend(fields: _Content, terms: Terms, partitions: int) -> Mended:
     """Make the record of a line, as the join will accept it.
 
     Args:
         fields: what `from_line` has read.
-        schema: the policy's schema.
+        terms: of the generation in force.
         partitions: partitions of the input topics.
-        max_bytes: how large key and value may be together.
-        accepted: digests of schemas that decide as this one does; their decisions are taken too.
 
     Raises:
         WrongLine: what is still wrong, in the join's own words.
@@ -206,13 +199,13 @@ def mend(
         key = b""
     partition = partition_for(key, partitions)
     record = Record(fields["offset"], 0, key, value, False)
+    place = terms.schema, record, partition, partitions
+    max_bytes = min(terms.settings.max_record_bytes, LARGEST_EVENT_BYTES)
     verdict: Impression | Conversion | Refusal
     if log is Log.IMPRESSIONS:
-        verdict = read_impression(
-            schema, record, partition, partitions, max_bytes=max_bytes, accepted=accepted
-        )
+        verdict = read_impression(*place, max_bytes=max_bytes, accepted=terms.accepted)
     else:
-        verdict = read_conversion(schema, record, partition, partitions, max_bytes=max_bytes)
+        verdict = read_conversion(*place, max_bytes=max_bytes)
     if isinstance(verdict, Refusal):
         raise WrongLine(*verdict)
     source = Source(log.value, fields["partition"], fields["offset"])

@@ -68,9 +68,7 @@ class RunningSystem:
 
     def await_applied(self, groups: int, timeout_s: float = 60.0) -> None:
         """Wait until so many groups were learned from and the server has the last version."""
-        with LoopWatch(
-            self.connection, self.topics, self.settings.learn_slot_ms, self.ports
-        ) as watch:
+        with LoopWatch(self.connection, self.topics, self.ports) as watch:
             applied = 0
 
             def reached() -> bool:

@@ -12,7 +12,7 @@ from policy.errors import BadInput, BoundaryError, SchemaError, SettingsError
 from policy.schema import load_schema
 from stream.connection import Connection
 from stream.join import Kind
-from stream.version_chain import ChainState, VersionChain
+from stream.version_chain import ChainState, VersionChain, by_number
 from tests.bad_input.case import Case, named
 from tests.bad_input.checkpoints import CHECKPOINTS, Break
 from tests.bad_input.configuration import CONFIGURATION, BrokenSettings
@@ -100,7 +100,7 @@ def test_the_folder_that_the_cases_begin_with_is_sound(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def state() -> ChainState:
     """Of a learner that has learned some slots, from requests of which some had an outcome."""
-    chain = VersionChain(world.SCHEMA, world.TRAINER, PARTITIONS, world.SLOT_MS)
+    chain = world.new_chain(PARTITIONS)
     groups = world.join_logs(*world.input_logs(3, 60, PARTITIONS))[Kind.REWARD_GROUPS]
     for partition, log in enumerate(groups):
         for record in log.records:
@@ -111,7 +111,7 @@ def state() -> ChainState:
 def restore(path: Path) -> VersionChain:
     """As the learner does."""
     loaded = ChainState(*checkpoint.load(path))
-    return VersionChain.restore(world.SCHEMA, world.TRAINER, PARTITIONS, world.SLOT_MS, loaded)
+    return VersionChain.restore(by_number(world.FIRST), PARTITIONS, loaded)
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS, ids=named)

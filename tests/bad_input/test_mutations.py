@@ -29,9 +29,10 @@ from policy.trainer import Trainer
 from policy.trainer_settings import TrainerSettings
 from serving.engine import Engine
 from stream.codec import TICK_VALUE, encode
-from stream.join import Cursor, JoinSettings, Log, PartitionJoin, Record
+from stream.join import Cursor, Log, PartitionJoin, Record
 from stream.join_records import Kind
 from stream.redrive import WrongLine, from_line, mend, to_line
+from stream.terms import first_terms
 from tests.bad_input.messages import SCHEMA, conversion, decision, impression
 from tests.bad_input.schema_files import SOUND
 from tests.serving.parameters import EXAMPLE, made_context, made_snapshot
@@ -113,9 +114,8 @@ def records(rng: Random, count: int) -> dict[Log, list[Record]]:
 @pytest.mark.parametrize("seed", range(4))
 def test_no_record_stops_the_join_or_makes_a_reward_that_is_no_number(seed: int) -> None:
     logs = records(Random(seed), 250)
-    settings = JoinSettings(SCHEMA.window_ms, SCHEMA.early_ms, SCHEMA.late_ms)
-    join = PartitionJoin(SCHEMA, settings, partition=0, partitions=1)
-    start = join.start_record(Cursor(0, 0)).value
+    join = PartitionJoin(first_terms(SCHEMA), partition=0, partitions=1)
+    start = join.start_record(Cursor(0, 0), 1).value
     join.resume(start, [start], Cursor(0, 0))
     letters, progress = 0, []
     groups: list[RewardGroup] = []
@@ -217,5 +217,5 @@ def test_no_mended_line_makes_an_error_of_another_kind() -> None:
         if number > 1:
             line = mutated(rng, line.encode()).decode(errors="replace")
         with contextlib.suppress(WrongLine):
-            sent += mend(from_line(line), SCHEMA, 2, 1_000_000).key == b"r"
+            sent += mend(from_line(line), first_terms(SCHEMA)[1], 2).key == b"r"
     assert sent >= 2

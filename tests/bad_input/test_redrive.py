@@ -17,6 +17,7 @@ from policy.schema import Schema, load_schema
 from stream.codec import REDRIVEN_HEADER, encode, partition_for
 from stream.connection import Connection
 from stream.redrive import WrongLine, decoded, from_line, mend, to_line
+from stream.terms import first_terms
 from stream.topics import Topics
 from tests.bad_input.messages import SCHEMA, conversion, decision, impression
 from tests.integration.join_process import JoinProcess, running_join
@@ -237,7 +238,7 @@ def letter(topic: str, value: bytes) -> Refused:
 )
 def test_a_line_holds_every_bit_of_a_message(topic: str, value: bytes) -> None:
     line = to_line(letter(topic, value))
-    mended = mend(from_line(line), SCHEMA, PARTITIONS, 1_000_000)
+    mended = mend(from_line(line), first_terms(SCHEMA)[1], PARTITIONS)
     assert mended.value == value
     assert mended.key == b"r"
     assert mended.partition == partition_for(b"r", PARTITIONS)
@@ -251,7 +252,7 @@ def test_a_decision_that_does_not_decode_stays_bytes() -> None:
     content: Any = decoded(found)
     assert content["decision"]["payload"] == "//8="
     with pytest.raises(WrongLine) as wrong:
-        mend(from_line(to_line(found)), SCHEMA, PARTITIONS, 1_000_000)
+        mend(from_line(to_line(found)), first_terms(SCHEMA)[1], PARTITIONS)
     assert wrong.value.refusal.reason == Reason.REASON_DECISION_UNDECODABLE
 
 
@@ -309,6 +310,6 @@ SOUND_LINE = json.loads(to_line(letter("conversions", encode(conversion("r")))))
 )
 def test_a_line_that_is_still_wrong_says_why(line: str, reason: int, said: str) -> None:
     with pytest.raises(WrongLine) as wrong:
-        mend(from_line(line), SCHEMA, PARTITIONS, 1_000_000)
+        mend(from_line(line), first_terms(SCHEMA)[1], PARTITIONS)
     assert wrong.value.refusal.reason == reason
     assert said in wrong.value.refusal.message

@@ -12,11 +12,11 @@ import pytest
 from grade.v1.refused_pb2 import Reason, Refused
 
 from policy.errors import reason_name
-from policy.trainer_settings import TrainerSettings
 from stream.codec import TICK_HEADER, TICK_VALUE, encode, partition_for
 from stream.connection import Connection
-from stream.join import JoinSettings, Log
-from stream.reconcile import ReconcileReport, ReconcileSettings, read_content, reconcile
+from stream.generations import read_generations
+from stream.join import Log
+from stream.reconcile import ReconcileReport, TopicContent, reconcile
 from stream.topics import Topics
 from tests.bad_input.case import Case
 from tests.bad_input.messages import SCHEMA, SCHEMA_TOML, conversion, decision, impression
@@ -113,11 +113,9 @@ def run(broker: object, tmp_path_factory: pytest.TempPathFactory) -> Run:
         for record in read_topic(connection, topic)
         if (letter := Refused.FromString(record.value))
     }
-    settings = ReconcileSettings(
-        join=JoinSettings(SCHEMA.window_ms, SCHEMA.early_ms, SCHEMA.late_ms),
-        trainer=TrainerSettings(),
+    report = reconcile(
+        read_generations(connection, topics, SCHEMA.policy), TopicContent(connection, topics)
     )
-    report = reconcile(SCHEMA, settings, read_content(connection, topics))
     return Run(letters, sent, metrics, report, len(CASES) + 2)
 
 

@@ -1,7 +1,7 @@
 from collections import Counter
 
-from benchmarks.backlog import ITEMS, MEMBERS, feed_schema, join_settings, make_backlog
-from stream.join import Cursor, Kind, Log, PartitionJoin
+from benchmarks.backlog import ITEMS, MEMBERS, feed_schema, make_backlog, new_join
+from stream.join import Kind, Log
 from stream.validation import Refusal, read_impression
 
 REQUESTS = 2_000
@@ -23,9 +23,7 @@ def test_every_fate_is_there_and_every_record_is_decided() -> None:
     backlog = make_backlog(REQUESTS, rate=1_000, partitions=2)
     kinds: Counter[Kind] = Counter()
     for partition, logs in enumerate(backlog.logs):
-        join = PartitionJoin(feed_schema(), join_settings(), partition=partition, partitions=2)
-        start = join.start_record(Cursor(0, 0)).value
-        join.resume(start, [start], Cursor(0, 0))
+        join, _ = new_join(partition, 2)
         for log in Log:
             step = join.feed(log, logs[log])
             kinds.update(output.kind for output in (*step.side, *step.groups))

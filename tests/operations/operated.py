@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cli.reconcile import reconcile_settings
 from cli.settings import environment_of
 from cli.system import free_ports
 from monitor.watch import ask
-from stream.reconcile import ReconcileReport, read_content, reconcile
+from stream.generations import read_generations
+from stream.reconcile import ReconcileReport, TopicContent, reconcile
 from tests.kafka import await_until
 from tests.system import RunningSystem, Traffic
 
@@ -47,9 +47,8 @@ class Operated:
         system = self.system
         system.await_applied(self.shown, timeout_s)
         report = reconcile(
-            system.schema,
-            reconcile_settings(system.settings, system.schema),
-            read_content(system.connection, system.topics),
+            read_generations(system.connection, system.topics, system.schema.policy),
+            TopicContent(system.connection, system.topics),
         )
         assert report.unconserved == []
         assert report.differences == []

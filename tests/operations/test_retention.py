@@ -68,7 +68,7 @@ def test_a_learner_without_checkpoints_finds_no_beginning(
     head = len(groups[0].records) // 2
     delete_records(connection, topics.reward_groups, 0, head)
     learner = Learner(
-        world.SCHEMA, world.TRAINER, LearnerSettings(PARTITIONS, tmp_path), connection, topics
+        world.generation(0), LearnerSettings(PARTITIONS, tmp_path), connection, topics
     )
     with pytest.raises(RetentionLost) as lost:
         learner.run()

@@ -168,3 +168,41 @@ def test_no_past_is_restored_as_no_past() -> None:
     past = PastRequests(most_items=10)
     past.restore(PastRequests(most_items=10).state())
     assert len(past) == 0
+
+
+def test_what_is_assumed_of_contexts_counts_as_so_many_seen() -> None:
+    """100 contexts of mean 10 and deviation 2, then 100 of 20: mean 15, variance 4/2 + 25."""
+    scale = ContextScale(2)
+    scale.assume(np.array([10.0, -1.0]), np.array([2.0, 3.0]))
+    mean, deviation = scale.mean_and_scale()
+    np.testing.assert_allclose(mean, [10, -1])
+    np.testing.assert_allclose(deviation, [2, 3])
+    scale.add(np.tile([20.0, -1.0], (100, 1)))
+    mean, deviation = scale.mean_and_scale()
+    np.testing.assert_allclose(mean, [15, -1])
+    np.testing.assert_allclose(deviation, [27**0.5, 4.5**0.5])
+
+
+def test_features_count_for_themselves() -> None:
+    """A feature that has come later tells its own mean from its first context on."""
+    scale = ContextScale(2)
+    state = {"count": [50.0, 0.0], "mean": [4.0, 0.0], "squares": [0.0, 0.0]}
+    scale.restore({name: np.array(values) for name, values in state.items()})
+    scale.add(np.full((50, 2), 8.0))
+    mean, deviation = scale.mean_and_scale()
+    np.testing.assert_allclose(mean, [6, 8])
+    np.testing.assert_allclose(deviation, [2, 1])
+
+
+@pytest.mark.parametrize(("opening", "nearest"), [(0.0, 0.0), (0.1, 0.0), (0.3, 0.25), (1.0, 1.0)])
+def test_an_assumed_opening_holds_until_the_rewards_say_otherwise(
+    opening: float, nearest: float
+) -> None:
+    gate = Gate(half_life=2000)
+    gate.assume(opening)
+    assert gate.opening() == nearest
+    gate.add(np.zeros((10, 4)))
+    assert gate.opening() == nearest
+    better = np.tile([1.0, 0.9, 0.8, 0.7], (400, 1))
+    gate.add(better)
+    assert gate.opening() == 0
