@@ -85,8 +85,10 @@ def settings_of_policy(settings: Settings, name: str | None = None) -> Settings:
     Raises:
         SchemaError, SettingsError: as `one_policy`.
     """
-    schema, topics = one_policy(settings, name)
     folder = settings.schema_path
+    if name is None and not folder.is_dir():
+        return settings  # who does not need the schema does without the file
+    schema, topics = one_policy(settings, name)
     if not folder.is_dir():
         return settings
     (file,) = (each for each in folder.glob("*.toml") if load_schema(each).policy == schema.policy)

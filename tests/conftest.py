@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
@@ -20,6 +21,9 @@ from tests.turns import one_at_a_time, turn
 # As the command line does: one code path for bit-reproducible numbers.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Who runs in the background of a shell ignores Ctrl-C, and so would every process of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -22,7 +22,7 @@ def has(tree: ast.AST, name: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("file", "name"), NAMED, ids=":".join)
+@pytest.mark.parametrize(("file", "name"), NAMED)
 def test_what_is_named_exists(file: str, name: str) -> None:
     assert (ROOT / file).exists()
     if name:

@@ -178,8 +178,12 @@ class Reader:
         try:
             assert running.wait(60) == 0
         finally:
-            running.kill()
-            running.wait()
+            running.terminate()  # killed at once it would leave the system behind
+            try:
+                running.wait(60)
+            finally:
+                running.kill()
+                running.wait()
 
 
 @pytest.fixture
