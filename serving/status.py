@@ -17,6 +17,7 @@ from policy.errors import (
     BrokerError,
     CheckpointRefused,
     DataError,
+    FileNotWritten,
     GradeError,
     InvalidContext,
     LedgerGap,
@@ -51,6 +52,7 @@ STATUS: Final[dict[type[GradeError], grpc.StatusCode]] = {
     TopicError: grpc.StatusCode.INTERNAL,
     BrokerError: grpc.StatusCode.INTERNAL,
     DataError: grpc.StatusCode.INTERNAL,
+    FileNotWritten: grpc.StatusCode.INTERNAL,
     KafkaUnreachable: grpc.StatusCode.INTERNAL,
 }
 
