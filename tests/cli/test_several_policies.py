@@ -59,7 +59,7 @@ def test_one_policys_file_needs_no_name_and_keeps_its_topics() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [(None, "expected one of feed, search .* seen none"), ("feeds", "feed or search .* 'feeds'")],
+    [(None, "expected one of feed, search .* seen none"), ("feeds", "feed, search .* 'feeds'")],
 )
 def test_a_process_must_say_which_policy(folder: Path, name: str | None, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
