@@ -21,6 +21,7 @@ from policy.errors import (
     GradeError,
     InvalidContext,
     LedgerGap,
+    PolicyFileRefused,
     SchemaError,
     SettingsError,
     SnapshotRefused,
@@ -53,6 +54,7 @@ STATUS: Final[dict[type[GradeError], grpc.StatusCode]] = {
     BrokerError: grpc.StatusCode.INTERNAL,
     DataError: grpc.StatusCode.INTERNAL,
     FileNotWritten: grpc.StatusCode.INTERNAL,
+    PolicyFileRefused: grpc.StatusCode.INTERNAL,
     KafkaUnreachable: grpc.StatusCode.INTERNAL,
 }
 
