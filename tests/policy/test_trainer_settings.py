@@ -24,7 +24,9 @@ def test_settings_go_through_json_and_come_back() -> None:
 
 def test_another_update_rule_is_refused() -> None:
     named = {**named_settings(SETTINGS), "learn_computation": LEARNER_COMPUTATION + 1}
-    with pytest.raises(BoundaryError, match=r"learn_computation: expected 1, .* seen 2: start a"):
+    ours, newer = LEARNER_COMPUTATION, LEARNER_COMPUTATION + 1
+    expected = rf"learn_computation: expected {ours}, .* seen {newer}: start a"
+    with pytest.raises(BoundaryError, match=expected):
         trainer_settings_of(named)
 
 
