@@ -76,18 +76,18 @@ class Engine:
         return self._serving.policy
 
     def load(
-        self, snapshot: ParameterSnapshot, earlier: Mapping[bytes, Schema] | None = None
+        self, snapshot: ParameterSnapshot, others: Mapping[bytes, Schema] | None = None
     ) -> ServingPolicy:
         """Check a snapshot and build its policy; what is served does not change.
 
         Args:
             snapshot: as published.
-            earlier: schemas of earlier generations by their digests.
+            others: schemas of other generations by their digests.
 
         Raises:
             SnapshotRefused: naming the check that failed.
         """
-        return load_policy(snapshot, self._schema, earlier)
+        return load_policy(snapshot, self._schema, others)
 
     def swap(self, policy: ServingPolicy) -> bool:
         """Serve a policy from now on, by one reference assignment.

@@ -21,7 +21,7 @@ CALLS_REFUSED: Final = Counter(
 )
 ADOPTED: Final = Counter(
     "grade_serving_snapshots_adopted_total",
-    "Snapshots of an earlier generation's schema that were carried over to the served one.",
+    "Snapshots of another generation's schema that were carried over to the served one.",
     ["policy"],
 )
 EPOCH: Final = Gauge(

@@ -22,8 +22,8 @@ from kafka.errors import KafkaError
 
 from policy.errors import FileNotWritten, SnapshotRefused, TopicError, cut, reason_name
 from serving import metrics
-from serving.earlier_schemas import EarlierSchemas
 from serving.engine import Engine
+from serving.generation_schemas import GenerationSchemas
 from serving.serving_policy import ServingPolicy
 from serving.snapshot import LARGEST_EPOCH, LARGEST_VERSION
 from serving.snapshot_file import read_snapshot, write_snapshot
@@ -100,7 +100,7 @@ class ParametersFollower:
             connection, timeout_s=min(connection.timeout_s, _ATTEMPT_S)
         )
         self._partition = TopicPartition(topics.parameters, 0)
-        self._earlier = EarlierSchemas(self._connection, topics, engine.schema)
+        self._schemas = GenerationSchemas(self._connection, topics, engine.schema)
         self._policy = engine.schema.policy
         self._file = file
         self._position: int | None = None
@@ -309,14 +309,14 @@ class ParametersFollower:
                 return
             try:
                 snapshot = _decode(candidate.record)
-                earlier = self._earlier.for_digest(snapshot.schema_digest)
-                policy = self._engine.load(snapshot, earlier)
+                others = self._schemas.for_digest(snapshot.schema_digest)
+                policy = self._engine.load(snapshot, others)
             except SnapshotRefused as error:
                 self._refuse(error, where=_where(candidate.record))
                 continue
             if self._swap(policy, record_ms=candidate.record.timestamp):
                 self._unwritten = snapshot
-                if snapshot.schema_digest in earlier:
+                if snapshot.schema_digest in others:
                     metrics.ADOPTED.labels(policy=self._policy).inc()
             return
 

@@ -49,14 +49,14 @@ _PROBE_MEMBERS = 4
 
 
 def load_policy(
-    snapshot: ParameterSnapshot, schema: Schema, earlier: Mapping[bytes, Schema] | None = None
+    snapshot: ParameterSnapshot, schema: Schema, others: Mapping[bytes, Schema] | None = None
 ) -> ServingPolicy:
     """Check a snapshot and build the policy that it describes.
 
     Args:
         snapshot: as published.
         schema: the schema that is served.
-        earlier: schemas of earlier generations by their digests; what was learned under one of them
+        others: schemas of other generations by their digests; what was learned under one of them
             is carried over to the served one.
 
     Raises:
@@ -79,9 +79,9 @@ def load_policy(
         f"{_short(digest)} over {len(snapshot.parameters)} bytes",
         Reason.REASON_CHECKSUM,
     )
-    learned_under = {**(earlier or {}), schema.digest: schema}.get(snapshot.schema_digest)
+    learned_under = {**(others or {}), schema.digest: schema}.get(snapshot.schema_digest)
     if learned_under is None:
-        known = " or one of another generation" if earlier else ""
+        known = " or one of another generation" if others else ""
         raise SnapshotRefused(
             "schema",
             f"schema digest {_short(schema.digest)}{known}",

@@ -33,4 +33,4 @@ with policy, events:
         events.log_impression(sampled, names, scores[shown], unshown_scores=scores[unshown])
         # What the app would send to the listener's phone.
         print(json.dumps([request_id, names, fresh[shown].tolist()]), flush=True)
-        time.sleep(0.01)
+        time.sleep(0.01)  # at most a hundred listeners a second

@@ -88,3 +88,20 @@ def test_a_schema_that_has_not_begun_yet_comes_after_all_others(
     publish(connection, topics.parameters, [made_snapshot(5)])
     with running_server(connection, topics, GROWN) as server:
         assert server.engines["example"].policy.order == (1, 5)
+
+
+def test_a_running_server_follows_later_generations_that_decide_alike(
+    connection: Connection, topics: Topics
+) -> None:
+    """A longer window needs no new server; a new feature does, and is not served blindly."""
+    settings = {"learn_slot_ms": 250}
+    for schema in (EXAMPLE, LONGER, GROWN):
+        begin(connection, topics, generation_of(schema, settings, 1), partitions=2)
+    publish(connection, topics.parameters, [made_snapshot(5)])
+    with running_server(connection, topics, EXAMPLE) as server:
+        engine = server.engines["example"]
+        publish(connection, topics.parameters, [made_snapshot(6, epoch=2, schema=LONGER)])
+        await_until(lambda: engine.policy.order == (2, 6))
+        publish(connection, topics.parameters, [made_snapshot(7, epoch=3, schema=GROWN)])
+        await_until(lambda: server.health()["refused"] == 1)
+        assert engine.policy.order == (2, 6)

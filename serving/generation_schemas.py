@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 NONE: Final[Mapping[bytes, Schema]] = {}
 
 
-class EarlierSchemas:
+class GenerationSchemas:
     """Schemas of other generations than the one whose schema is served, read when one is needed.
 
     Those before it; and of those after it the ones that decide as the served one does, so that a
