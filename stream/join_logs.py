@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from google.protobuf.message import DecodeError
@@ -17,6 +18,11 @@ from stream.connection import LARGEST_REQUEST_BYTES, Connection, KafkaUnreachabl
 from stream.generations import read_generations
 from stream.join_records import Kind, Log, Output
 from stream.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+STOP_TIMEOUT_S = 5.0
+"""Longest wait for a client to stop."""
 
 BATCH_BYTES = 1024 * 1024
 """Records are written in batches of about this size."""
@@ -214,9 +220,16 @@ class JoinLogs:
 
 
 async def _stop(client: Any) -> None:
-    """Stop an aiokafka client, which lets the cancellation of a task of its own escape."""
+    """Stop an aiokafka client, which lets the cancellation of a task of its own escape.
+
+    A producer would wait for its last batch for as long as Kafka is away. To give it up is safe:
+    what was not acknowledged is written again by the next owner.
+    """
     try:
-        await client.stop()
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await client.stop()
+    except TimeoutError:
+        log.warning("kafka_client_did_not_stop", waited_s=STOP_TIMEOUT_S)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
