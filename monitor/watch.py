@@ -181,12 +181,14 @@ class LoopWatch:
 
 
 def ask(port: int, path: str, timeout_s: float = 1.0) -> Any:
-    """What a process's admin port answers on loopback, as JSON; None if it does not answer."""
+    """What a process's admin port answers on loopback; None if that is not JSON, or nothing."""
+    url = f"http://127.0.0.1:{port}{path}"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=timeout_s) as answer:
+        try:
+            answer = urllib.request.urlopen(url, timeout=timeout_s)
+        except urllib.error.HTTPError as error:
+            answer = error  # an unhealthy process says why
+        with answer:
             return json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return json.load(error)  # an unhealthy process says why
     except (OSError, ValueError):
         return None

@@ -50,6 +50,8 @@ class PartitionLedger:
         """Log time before which every group has been read; None before the first."""
         self.pending: deque[Pending] = deque()
         """What has been read and not been taken, in the order of the log."""
+        self.waiting = 0
+        """Groups among them; a number, which other threads may read while this one goes on."""
         self.repeats = 0
         """Groups that were read again and skipped."""
         self._ledger = ledger
@@ -83,6 +85,7 @@ class PartitionLedger:
         taken = self.pending.popleft()
         if taken.group is not None:
             self.applied = taken.offset
+            self.waiting -= 1
         return taken
 
     def feed(self, record: JoinRecord, at: int, place: str) -> None:
@@ -127,6 +130,7 @@ class PartitionLedger:
         self._ledger = group.offset
         self._set_back = None
         self.pending.append(Pending(group.close_time_ms, group.offset, at, segment, group))
+        self.waiting += 1
         self._reach(group.close_time_ms, at)
 
     def _feed_progress(self, progress: Progress, at: int, place: str) -> None:

@@ -124,10 +124,8 @@ class SlotCutter:
 
     @property
     def waiting(self) -> int:
-        """Groups that were read and whose slot is not complete."""
-        return sum(
-            each.group is not None for partition in self._partitions for each in partition.pending
-        )
+        """Groups that were read and whose slot is not complete; any thread may ask."""
+        return sum(partition.waiting for partition in self._partitions)
 
     def feed(self, partition: int, value: bytes | None, *, position: int | None = None) -> None:
         """Read one record.

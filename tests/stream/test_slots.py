@@ -1,7 +1,9 @@
 """Slots worked out by hand, and that arrival order and restarts cannot change them."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from grade.v1.generation_pb2 import Generation
@@ -147,6 +149,29 @@ def test_a_slot_is_complete_once_every_partition_has_reached_its_end() -> None:
     # partition 0 is read again from the waiting group, its 4th record; partition 1 from the
     # progress record that reached furthest, its 4th
     assert cutter.next_positions == (3, 3)
+
+
+def test_another_thread_may_ask_how_many_groups_wait() -> None:
+    """/health asks while the learner reads."""
+    cutter, groups, interval = cutter_of(1), 20_000, sys.getswitchinterval()
+    values = [group(n, n - 1, 0) for n in range(groups)]
+
+    def ask() -> list[int]:
+        seen = [0]
+        while seen[-1] < groups:
+            seen.append(cutter.waiting)
+        return seen
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(ask)
+            for value in values:
+                cutter.feed(0, value)
+            seen = asked.result(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert seen == sorted(seen)
 
 
 def test_equal_close_times_are_ordered_by_partition_then_offset() -> None:
