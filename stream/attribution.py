@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.generation_pb2 import Generation
-from grade.v1.impression_pb2 import Impression
 
-from stream.join_records import Record
+from stream.join_records import Record, SoundImpression
 from stream.standing import OPEN
 from stream.terms import Terms
 
@@ -62,7 +61,7 @@ class Window:
         self,
         record: Record,
         time_ms: int,
-        impression: Impression,
+        impression: SoundImpression,
         terms: Terms,
         least_close_ms: int,
     ) -> None:
@@ -76,7 +75,7 @@ class Window:
         self.close_ms = max(self.end_ms, least_close_ms)
         """When its group may leave; later than its end if an earlier generation is still open."""
         self.request_id = impression.request_id
-        self.item_ids = tuple(impression.item_ids)
+        self.item_ids = impression.item_ids
         self.value = record.value or b""
         self.members: list[PendingConversion] = []
         self.earlier: Window | None = None

@@ -36,9 +36,11 @@ from stream.join_records import (
     Loss,
     Output,
     Record,
+    SoundImpression,
     Step,
 )
 from stream.join_refusals import not_shown, too_late, too_much, without_impression
+from stream.screening import ImpressionReader
 from stream.standing import (
     CONVERSION_DEAD,
     CONVERSION_DUPLICATE,
@@ -60,7 +62,6 @@ from stream.validation import (
     check_known_outcome,
     read_boundary,
     read_conversion,
-    read_impression,
 )
 
 __all__ = [
@@ -116,7 +117,8 @@ class PartitionJoin:
         self._impressions = self._frontier.impressions
         self._conversions = self._frontier.conversions
         # In force where each log has been read to, and at the frontier.
-        self._impression_terms = self._conversion_terms = self._frontier_terms = first
+        self._conversion_terms = self._frontier_terms = first
+        self._impression_reader = self._reader(first)
         # Rules 2 and 3.
         self._seen_impressions = RecentKeys[str](first.settings.repeat_ms)
         self._seen_conversions = RecentKeys[tuple[str, str]](first.settings.conversion_repeat_ms)
@@ -169,7 +171,7 @@ class PartitionJoin:
         if log is Log.IMPRESSIONS:
             return self._open_groups < self._limits.max_open_groups
         ct, it = self._conversions.time_ms, self._impressions.time_ms
-        window_ms = self._impression_terms.settings.window_ms
+        window_ms = self._impression_reader.terms.settings.window_ms
         return ct == NEVER or ct <= max(it + window_ms, self._least_close_ms)
 
     def start_record(self, head: Cursor, generation: int, loss: Loss | None = None) -> Output:
@@ -258,9 +260,11 @@ class PartitionJoin:
         step = Step([], [], [])
         if records:
             reading.check_first(records[0])
-            read = self._read_impression if log is Log.IMPRESSIONS else self._read_conversion
-            for record in records:
-                read(record, step)
+            if log is Log.IMPRESSIONS:
+                self._read_impressions(records, step)
+            else:
+                for record in records:
+                    self._read_conversion(record, step)
             self._finish_groups(step)
             self._forget()
             self._tell_progress(step)
@@ -268,25 +272,31 @@ class PartitionJoin:
 
     # --- impressions ---
 
-    def _read_impression(self, record: Record, step: Step) -> None:
+    def _read_impressions(self, records: Sequence[Record], step: Step) -> None:
+        """Read a batch; what lies between two boundaries is judged together."""
+        first = 0
+        for end in [i for i, each in enumerate(records) if each.is_boundary] + [len(records)]:
+            stretch = records[first:end]
+            asked = [each for each in stretch if not each.is_tick]
+            reads = iter(self._impression_reader.read(asked))
+            for record in stretch:
+                self._pass_time(record, step)
+                if record.is_tick:
+                    self._impressions.note(TICK)
+                else:
+                    self._take_impression(record, next(reads), step)
+            if end < len(records):
+                self._pass_time(records[end], step)
+                self._read_impression_boundary(records[end], step)
+            first = end + 1
+
+    def _pass_time(self, record: Record, step: Step) -> None:
         if self._impressions.advance(record.timestamp_ms):
             for conversion in self._attribution.overdue(self._impressions.time_ms):
                 self._decide_unjoined(conversion, step)
-        reading, terms = self._impressions, self._impression_terms
-        if record.tick and not record.value:
-            reading.note(TICK)
-            return
-        if record.boundary:
-            self._read_impression_boundary(record, step)
-            return
-        read = read_impression(
-            terms.schema,
-            record,
-            self._partition,
-            self._partitions,
-            max_bytes=terms.settings.max_record_bytes,
-            accepted=terms.accepted,
-        )
+
+    def _take_impression(self, record: Record, read: SoundImpression | Refusal, step: Step) -> None:
+        reading = self._impressions
         if isinstance(read, Refusal):
             if reading.note(DEAD) is not None:
                 self._bury(Log.IMPRESSIONS, record, reading.time_ms, read, step)
@@ -295,6 +305,7 @@ class PartitionJoin:
         else:
             if reading.note(GROUPED) is not None:
                 self._open_groups += 1
+            terms = self._impression_reader.terms
             window = Window(record, reading.time_ms, read, terms, self._least_close_ms)
             self._windows.append(window)
             for conversion in self._attribution.accept(window):
@@ -302,7 +313,7 @@ class PartitionJoin:
             self._close_windows(step)
 
     def _read_impression_boundary(self, record: Record, step: Step) -> None:
-        reading, ending = self._impressions, self._impression_terms
+        reading, ending = self._impressions, self._impression_reader.terms
         generation = read_boundary(record, self._policy)
         if isinstance(generation, Refusal):
             if reading.note(DEAD) is not None:
@@ -312,7 +323,7 @@ class PartitionJoin:
         terms = self._next_terms(Log.IMPRESSIONS, record.offset, generation)
         if terms is None:
             return
-        self._impression_terms = terms
+        self._impression_reader = self._reader(terms)
         self._frontier.cross(Log.IMPRESSIONS, terms.generation)
         self._seen_impressions.change(terms.settings.repeat_ms)
         # The last window that the ending generation can have opened.
@@ -335,7 +346,7 @@ class PartitionJoin:
 
     def _take_conversion(self, record: Record, step: Step) -> None:
         reading, terms = self._conversions, self._conversion_terms
-        if record.tick and not record.value:
+        if record.is_tick:
             reading.note(CONVERSION_TICK)
             return
         if record.boundary:
@@ -436,10 +447,11 @@ class PartitionJoin:
             if isinstance(window, Window):
                 if new:
                     self._open_groups -= 1
-                    standing = self._frontier.at_group(
-                        window.offset, window.time_ms, window.close_ms
+                    record = self._outputs.group(window)
+                    self._frontier.at_group(
+                        record.group.standing, window.offset, window.time_ms, window.close_ms
                     )
-                    self._leaving.append(self._outputs.group(window, standing))
+                    self._leaving.append(record)
                     self._leaving_terms = window.terms
                     if len(self._leaving) == FINISHED_TOGETHER:
                         self._finish_groups(step)
@@ -450,8 +462,9 @@ class PartitionJoin:
             self._left_close_ms = window.close_ms
             self._frontier_terms = self._terms[window.next.generation]
             if new:
-                standing = self._frontier.at_boundary(*window[:3])
-                step.groups.append(self._outputs.boundary(window, standing))
+                record = JoinRecord()
+                self._frontier.at_boundary(record.boundary.standing, *window[:3])
+                step.groups.append(self._outputs.boundary(window, record))
             else:
                 self._frontier.pass_boundary(window.time_ms)
 
@@ -476,8 +489,9 @@ class PartitionJoin:
             return
         close_ms = max(frontier_ms + window_ms, self._left_close_ms)
         if close_ms // step_ms > self._frontier.close_ms // step_ms:
-            standing = self._frontier.at_progress(frontier_ms, close_ms)
-            step.progress.append(self._outputs.progress(terms, standing, close_ms))
+            record = JoinRecord()
+            self._frontier.at_progress(record.progress.standing, frontier_ms, close_ms)
+            step.progress.append(self._outputs.progress(terms, record, close_ms))
 
     def _forget(self) -> None:
         it, ct = self._impressions.time_ms, self._conversions.time_ms
@@ -493,15 +507,19 @@ class PartitionJoin:
 
     def _begin_terms(self) -> None:
         """Go by the generations in force where reading begins."""
-        self._impression_terms = self._begun(Log.IMPRESSIONS)
+        terms = self._begun(Log.IMPRESSIONS)
+        self._impression_reader = self._reader(terms)
         # What has left will be met again, if it lies behind where reading begins.
-        self._frontier_terms = self._impression_terms
+        self._frontier_terms = terms
         self._conversion_terms = self._begun(Log.CONVERSIONS)
         conversion_settings = self._conversion_terms.settings
         self._conversions.patience_ms = conversion_settings.early_ms
-        self._seen_impressions = RecentKeys(self._impression_terms.settings.repeat_ms)
+        self._seen_impressions = RecentKeys(terms.settings.repeat_ms)
         self._seen_conversions = RecentKeys(conversion_settings.conversion_repeat_ms)
         self._volume = RecentVolume(conversion_settings.conversion_repeat_ms)
+
+    def _reader(self, terms: Terms) -> ImpressionReader:
+        return ImpressionReader(terms, self._partition, self._partitions)
 
     def _begun(self, log: Log) -> Terms:
         terms = known(self._terms, self._reading(log).generation)

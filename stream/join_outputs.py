@@ -69,8 +69,8 @@ class Outputs:
             done.impression_offset, done.conversion_offset = loss.done
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 
-    def group(self, window: Window, standing: Standing) -> JoinRecord:
-        """The group of an impression whose window has closed, without its rewards."""
+    def group(self, window: Window) -> JoinRecord:
+        """The group of an impression whose window has closed, without standing and rewards."""
         terms = window.terms
         record = JoinRecord()
         group = record.group
@@ -78,7 +78,6 @@ class Outputs:
         group.offset = window.offset
         group.impression_time_ms = window.time_ms
         group.close_time_ms = window.close_ms
-        group.standing.CopyFrom(standing)
         group.impression.MergeFromString(window.value)
         for member in window.members:
             group.conversions.add(
@@ -109,23 +108,30 @@ class Outputs:
             for record in records
         ]
 
-    def boundary(self, crossing: Crossing, standing: Standing) -> Output:
-        """The last record of a generation."""
-        record = JoinRecord()
+    def boundary(self, crossing: Crossing, record: JoinRecord) -> Output:
+        """The last record of a generation.
+
+        Args:
+            crossing: the boundary.
+            record: with nothing but its standing, to be completed.
+        """
         boundary = record.boundary
         _sign(boundary, crossing.terms)
         boundary.offset = crossing.offset
         boundary.close_time_ms = crossing.close_ms
-        boundary.standing.CopyFrom(standing)
         boundary.next.CopyFrom(crossing.next)
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 
-    def progress(self, terms: Terms, standing: Standing, close_ms: int) -> Output:
-        """How far the join has come where no group says so."""
-        record = JoinRecord()
+    def progress(self, terms: Terms, record: JoinRecord, close_ms: int) -> Output:
+        """How far the join has come where no group says so.
+
+        Args:
+            terms: of the frontier's generation.
+            record: with nothing but its standing, to be completed.
+            close_ms: no later group closes before it.
+        """
         progress = record.progress
         _sign(progress, terms)
-        progress.standing.CopyFrom(standing)
         progress.close_time_ms = close_ms
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 

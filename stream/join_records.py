@@ -32,6 +32,16 @@ class Record(NamedTuple):
     boundary: bool = False
     """Whether it carries the header of a boundary: its value is the Generation that begins."""
 
+    @property
+    def is_tick(self) -> bool:
+        """Whether it only carries the log's time forward."""
+        return self.tick and not self.value
+
+    @property
+    def is_boundary(self) -> bool:
+        """Whether a generation may begin here; whether its value is one is to be seen."""
+        return self.boundary and not self.is_tick
+
 
 class Cursor(NamedTuple):
     """A position in both input logs."""
@@ -55,6 +65,14 @@ class Loss(NamedTuple):
     closed."""
     segment: int
     """Number of the start that records the loss."""
+
+
+class SoundImpression(NamedTuple):
+    """What the join needs of a valid impression before its group leaves."""
+
+    request_id: str
+    item_ids: tuple[str, ...]
+    """[item] the items shown."""
 
 
 class Kind(enum.Enum):

@@ -272,27 +272,33 @@ class Frontier:
         reading.generation = generation
         insort(self._changes, (reading.time_ms + (log is Log.IMPRESSIONS), generation))
 
-    def at_group(self, offset: int, time_ms: int, close_ms: int) -> Standing:
-        """Move to the group of an impression and say how far the join has come."""
-        standing = self.at_boundary(offset, time_ms, close_ms)
-        self.prev = offset
-        return standing
+    def at_group(self, standing: Standing, offset: int, time_ms: int, close_ms: int) -> None:
+        """Move to the group of an impression and say how far the join has come.
 
-    def at_boundary(self, offset: int, time_ms: int, close_ms: int) -> Standing:
-        """Move to a boundary and say how far the join has come."""
+        Args:
+            standing: an empty one, to be filled.
+            offset: of the impression.
+            time_ms: of the impression.
+            close_ms: of the group.
+        """
+        self.at_boundary(standing, offset, time_ms, close_ms)
+        self.prev = offset
+
+    def at_boundary(self, standing: Standing, offset: int, time_ms: int, close_ms: int) -> None:
+        """Move to a boundary and say how far the join has come; arguments as in `at_group`."""
         self.frontier_ms, self.close_ms = time_ms, close_ms
         self.impressions.settle_before_offset(offset + 1)
-        return self._standing()
+        self._tell(standing)
 
     def pass_boundary(self, time_ms: int) -> None:
         """Move beyond a boundary that was written, or given up, before this owner."""
         self.frontier_ms = max(self.frontier_ms, time_ms)
 
-    def at_progress(self, frontier_ms: int, close_ms: int) -> Standing:
+    def at_progress(self, standing: Standing, frontier_ms: int, close_ms: int) -> None:
         """Move to a time that both logs have passed and say how far the join has come."""
         self.frontier_ms, self.close_ms = frontier_ms, close_ms
         self.impressions.settle_before_time(frontier_ms)
-        return self._standing()
+        self._tell(standing)
 
     def _rewinds(self) -> tuple[Rewind, Rewind]:
         """Where a new owner must begin in both logs, for the frontier."""
@@ -318,25 +324,21 @@ class Frontier:
                 return impressions, conversions
             self._horizons = Horizons(self._terms, oldest, horizons.newest)
 
-    def _standing(self) -> Standing:
+    def _tell(self, standing: Standing) -> None:
         frontier_ms = self.frontier_ms
         impressions, conversions = self.impressions, self.conversions
         conversions.settle_before_time(frontier_ms + 1)
         rewind, conversion_rewind = self._rewinds()
-        standing = Standing(
-            frontier_ms=frontier_ms,
-            prev=self.prev,
-            rewind_impression_time_ms=rewind.time_before_ms,
-            rewind_conversion_time_ms=conversion_rewind.time_before_ms,
-            rewind_impression_generation=rewind.generation,
-            rewind_conversion_generation=conversion_rewind.generation,
-        )
+        standing.frontier_ms, standing.prev = frontier_ms, self.prev
+        standing.rewind_impression_time_ms = rewind.time_before_ms
+        standing.rewind_conversion_time_ms = conversion_rewind.time_before_ms
+        standing.rewind_impression_generation = rewind.generation
+        standing.rewind_conversion_generation = conversion_rewind.generation
         if self._segment:
             standing.segment, standing.least_close_time_ms = self._segment, self.least_close_ms
-        standing.done.impression_offset = impressions.done
-        standing.done.conversion_offset = conversions.done
-        standing.rewind.impression_offset = rewind.offset
-        standing.rewind.conversion_offset = conversion_rewind.offset
+        done, begin = standing.done, standing.rewind
+        done.impression_offset, done.conversion_offset = impressions.done, conversions.done
+        begin.impression_offset, begin.conversion_offset = rewind.offset, conversion_rewind.offset
         counts = standing.counts
         (
             counts.impressions_grouped,
@@ -352,4 +354,3 @@ class Frontier:
             counts.conversions_dead,
             counts.conversions_ticks,
         ) = conversions.counts
-        return standing

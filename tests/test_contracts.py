@@ -68,6 +68,7 @@ def test_everything_in_the_contracts_is_commented(files: FileDescriptorSet) -> N
 def test_every_message_of_a_topic_or_rpc_names_its_policy(files: FileDescriptorSet) -> None:
     parts = {
         "SignedDecision",  # an envelope; the policy is in its payload
+        "PackedSignedDecision",  # the same, read differently
         "Cursor",
         "Counts",
         "Standing",
@@ -86,6 +87,24 @@ def test_every_message_of_a_topic_or_rpc_names_its_policy(files: FileDescriptorS
         if all(field[0] != "policy" for field in fields.values())
     }
     assert nameless == parts
+
+
+@pytest.mark.parametrize("name", ["Decision", "SignedDecision", "Impression"])
+def test_packed_messages_are_other_messages_read_differently(
+    files: FileDescriptorSet, name: str
+) -> None:
+    """Numbers, names and types agree; only lists of numbers and the payload are read otherwise."""
+    wire = contracts.wire_format(files)["messages"]
+    read, written = wire[f"Packed{name}"], wire[name]
+    assert {number: field[0] for number, field in read.items()} == {
+        number: field[0] for number, field in written.items()
+    }
+    for number, (field, kind, label) in written.items():
+        numbers = label == "LABEL_REPEATED" and kind != "TYPE_STRING"
+        if numbers:
+            assert read[number][1:] == ["TYPE_BYTES", "LABEL_OPTIONAL"]
+        elif field not in ("payload", "decision"):
+            assert read[number] == [field, kind, label]
 
 
 def test_committed_stubs_are_fresh(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from stream.codec import (
     is_tick,
     murmur2,
     partition_for,
+    partitions_for,
 )
 from stream.connection import Connection, open_producer
 from stream.topics import Topics
@@ -78,3 +79,11 @@ def test_equal_messages_are_equal_bytes() -> None:
     other.policy = "p"
     assert encode(one) == encode(other)
     assert conversion_pb2.Conversion.FromString(encode(one)) == one
+
+
+def test_many_keys_get_the_partitions_that_each_gets_alone() -> None:
+    keys = [bytes(range(length)) * repeat for length in range(18) for repeat in (1, 2)]
+    keys += [f"request-{number}".encode() for number in range(200)] + [b"\xff" * 7, b""]
+    for count in (1, 3, 4, 1000):
+        assert partitions_for(keys, count) == [partition_for(key, count) for key in keys]
+    assert partitions_for([], 3) == []
