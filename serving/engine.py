@@ -108,7 +108,7 @@ class Engine:
         Raises:
             InvalidContext: naming the field.
         """
-        return self._answer(self._serving, [check_context(context, self._schema, "context")])[0]
+        return self.decide([self.check(context, "context")])[0]
 
     def sample_batch(self, contexts: Sequence[Context]) -> list[SampleResponse]:
         """Decide many requests with one version; each answer equals `sample`'s byte for byte.
@@ -116,12 +116,26 @@ class Engine:
         Raises:
             InvalidContext: naming the request's index and the field.
         """
+        return self.decide(
+            [
+                self.check(context, f"requests[{index}].context")
+                for index, context in enumerate(contexts)
+            ]
+        )
+
+    def check(self, context: Context, where: str) -> CheckedContext:
+        """Check a context; see `check_context`."""
+        return check_context(context, self._schema, where)
+
+    def decide(self, requests: Sequence[CheckedContext]) -> list[SampleResponse]:
+        """[request] answers to contexts that have been checked, all of one version."""
         serving = self._serving
-        requests = [
-            check_context(context, self._schema, f"requests[{index}].context")
-            for index, context in enumerate(contexts)
+        drawing = [r for r in requests if r.arm != ARM_HOLDOUT]
+        groups = iter(self._draw(serving, drawing) if drawing else ())
+        return [
+            self._answer(serving, r, self._holdout if r.arm == ARM_HOLDOUT else next(groups))
+            for r in requests
         ]
-        return self._answer(serving, requests)
 
     def describe(self) -> DescribePolicyResponse:
         """What the policy expects and what it serves; the ages are left to the caller."""
@@ -141,41 +155,30 @@ class Engine:
         key = DrawKey(self._seed, self._schema.policy, policy.epoch, policy.version)
         return _Serving(policy, key)
 
-    def _answer(
-        self, serving: _Serving, requests: Sequence[CheckedContext]
-    ) -> list[SampleResponse]:
-        drawing = [r for r in requests if r.arm != ARM_HOLDOUT]
-        groups = iter(self._draw(serving, drawing) if drawing else ())
-        policy, digest = self._schema.policy, self._schema.digest
-        epoch, version = serving.policy.order
-        answers = []
-        for request in requests:
-            group = self._holdout if request.arm == ARM_HOLDOUT else next(groups)
-            decision = Decision(
-                policy=policy,
-                request_id=request.context.request_id,
-                unit_id=request.context.unit_id,
-                epoch=epoch,
-                version=version,
-                schema_digest=digest,
-                arm=request.arm,
-                features=request.features,
-                alpha=group.alpha,
-                weights=group.weights,
-                log_densities=group.log_densities,
-                executed=EXECUTED,
-            )
-            answers.append(
-                SampleResponse(
-                    policy=policy,
-                    weights=group.weights[self._executed],
-                    decision=SignedDecision(payload=encode(decision)),
-                    epoch=epoch,
-                    version=version,
-                    arm=request.arm,
-                )
-            )
-        return answers
+    def _answer(self, serving: _Serving, request: CheckedContext, group: _Group) -> SampleResponse:
+        schema, (epoch, version) = self._schema, serving.policy.order
+        decision = Decision(
+            policy=schema.policy,
+            request_id=request.context.request_id,
+            unit_id=request.context.unit_id,
+            epoch=epoch,
+            version=version,
+            schema_digest=schema.digest,
+            arm=request.arm,
+            features=request.features,
+            alpha=group.alpha,
+            weights=group.weights,
+            log_densities=group.log_densities,
+            executed=EXECUTED,
+        )
+        return SampleResponse(
+            policy=schema.policy,
+            weights=group.weights[self._executed],
+            decision=SignedDecision(payload=encode(decision)),
+            epoch=epoch,
+            version=version,
+            arm=request.arm,
+        )
 
     def _draw(self, serving: _Serving, requests: Sequence[CheckedContext]) -> Iterable[_Group]:
         features = np.array([r.features for r in requests], dtype=np.float32)

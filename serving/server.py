@@ -1,12 +1,13 @@
 """A policy server: engines, RPCs, health and parameters followers, started and stopped as one."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 import structlog
@@ -26,13 +27,14 @@ from stream.connection import Connection
 from stream.topics import Topics
 
 LARGEST_REQUEST_BYTES: Final = 1024 * 1024
-THREADS: Final = 3
-"""Handlers that run at once. They share one interpreter lock: more only take it from each other,
-and fewer leave it idle while one waits for its message."""
+BATCH_THREADS: Final = 2
+"""Batches that are decided at once. They share one interpreter lock with all other calls."""
 _SLICE_S: Final = 0.1
 SERVICE: Final = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 
 log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,12 @@ class PolicyServer:
             metrics.KAFKA_AGE.labels(policy=name).set_function(follower.kafka_age_s)
         self._ready = threading.Event()
         self._stopping = threading.Event()
-        self._health = health.HealthServicer()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rpc")
-        self._grpc: grpc.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self._threads = ThreadPoolExecutor(BATCH_THREADS, thread_name_prefix="batch")
+        # All calls are answered by one event loop in a thread of its own.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: threading.Thread | None = None
+        self._grpc: grpc.aio.Server | None = None
         self._port = settings.port
         self._announce(False)
 
@@ -114,8 +119,15 @@ class PolicyServer:
         Raises:
             SettingsError: the address cannot be listened on.
         """
-        server = grpc.server(
-            self._threads,
+        self._loop = loop = asyncio.new_event_loop()
+        self._loop_thread = threading.Thread(target=loop.run_forever, name="rpc", daemon=True)
+        self._loop_thread.start()
+        self._in_loop(self._answer_calls())
+        for follower in self._followers.values():
+            follower.start()
+
+    async def _answer_calls(self) -> None:
+        server = grpc.aio.server(
             interceptors=[StatusInterceptor(SERVICE, self._engines)],
             maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
             options=[
@@ -124,17 +136,16 @@ class PolicyServer:
                 ("grpc.so_reuseport", int(self._settings.shared_port)),
             ],
         )
-        servicer = PolicyServicer(self._engines, self._ages, self._ready.is_set)
+        self._grpc = server
+        servicer = PolicyServicer(self._engines, self._threads, self._ages, self._ready.is_set)
         add_PolicyServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         self._port = self._listen(server)
-        self._grpc = server
-        server.start()
-        for follower in self._followers.values():
-            follower.start()
+        await self._set_health(False)
+        await server.start()
 
     def get_ready(self, give_up: threading.Event | None = None) -> bool:
         """Wait for the newest parameters, else take the last good ones, then answer requests.
@@ -164,9 +175,13 @@ class PolicyServer:
         """Say NOT_SERVING, let calls in flight end within the grace period, then stop."""
         self._stopping.set()
         self._announce(False)
-        if self._grpc is not None:
-            self._grpc.stop(self._settings.grace_s).wait()
-            self._grpc = None
+        if self._loop is not None and self._loop_thread is not None:
+            if self._grpc is not None:
+                self._in_loop(self._grpc.stop(self._settings.grace_s))
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop_thread.join()
+            self._loop.close()
+            self._loop = self._loop_thread = self._grpc = None
         self._threads.shutdown(wait=False)
         self._ready.clear()
         for follower in self._followers.values():
@@ -193,7 +208,7 @@ class PolicyServer:
         swaps = [swap for follower in self._followers.values() for swap in follower.swaps()]
         return sorted(swaps, key=lambda swap: float(swap["wall_ms"]))
 
-    def _listen(self, server: grpc.Server) -> int:
+    def _listen(self, server: grpc.aio.Server) -> int:
         host, port = self._settings.host, self._settings.port
         try:
             bound = int(server.add_insecure_port(address_of(host, port)))
@@ -216,12 +231,20 @@ class PolicyServer:
                     return behind
         return behind
 
+    def _in_loop(self, task: Coroutine[Any, Any, _T]) -> _T:
+        assert self._loop is not None, "start makes it"
+        return asyncio.run_coroutine_threadsafe(task, self._loop).result()
+
     def _announce(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE):
-            self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+        if self._loop is not None:
+            self._in_loop(self._set_health(serving))
         for policy in self._engines:
             metrics.READY.labels(policy=policy).set(serving)
+
+    async def _set_health(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
     def _ages(self, policy: str) -> Ages:
         follower = self._followers[policy]

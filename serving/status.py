@@ -4,8 +4,8 @@ What a caller did wrong is said in full. What went wrong inside is logged, not s
 """
 
 import time
-from collections.abc import Callable, Collection
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
@@ -33,6 +33,9 @@ from serving import metrics
 from stream.connection import KafkaUnreachable
 
 log = structlog.get_logger(__name__)
+
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class NotServing(GradeError):  # noqa: N818 - named for what it is, as its neighbours are
@@ -77,7 +80,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return code, str(error)
 
 
-class StatusInterceptor(grpc.ServerInterceptor):
+class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Applies the table to a service's unary calls and measures them.
 
     A call whose deadline passes in the queue is skipped by gRPC itself.
@@ -90,15 +93,15 @@ class StatusInterceptor(grpc.ServerInterceptor):
     def __init__(self, service: str, policies: Collection[str]) -> None:
         self._prefix = f"/{service}/"
         self._policies = frozenset(policies)
-        self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
+        self._wrapped: dict[str, tuple[Any, Handler]] = {}
 
-    def intercept_service(
+    async def intercept_service(
         self,
-        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+    ) -> "Handler | None":
         """Wrap the handler of a call, once for each method."""
-        handler = continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
         method = handler_call_details.method
         known = self._wrapped.get(method)
         if known is not None and known[0] is handler:
@@ -107,7 +110,7 @@ class StatusInterceptor(grpc.ServerInterceptor):
             return handler
         # gRPC answers INTERNAL to bytes that do not decode, so they are decoded in here.
         decode = handler.request_deserializer or bytes
-        wrapped: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+        wrapped: Handler = grpc.unary_unary_rpc_method_handler(
             self._guarded(handler.unary_unary, decode, method.removeprefix(self._prefix)),
             response_serializer=handler.response_serializer,
         )
@@ -116,19 +119,19 @@ class StatusInterceptor(grpc.ServerInterceptor):
 
     def _guarded(
         self,
-        answer: Callable[[Any, grpc.ServicerContext], Any],
+        answer: Callable[[Any, Any], Awaitable[Any]],
         decode: Callable[[bytes], Any],
         method: str,
-    ) -> Callable[[bytes, grpc.ServicerContext], Any]:
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
         policies, called = self._policies, metrics.CALLS.called
 
-        def guarded(sent: bytes, context: grpc.ServicerContext) -> Any:
+        async def guarded(sent: bytes, context: Any) -> Any:
             began, policy = time.perf_counter(), ""
             try:
                 request = _decoded(sent, decode)
                 named = request.context if method == "Sample" else request
                 policy = named.policy if named.policy in policies else ""
-                response = answer(request, context)
+                response = await answer(request, context)
             except Exception as error:
                 code, message = status_of(error)
                 called(policy, method, code, time.perf_counter() - began)
@@ -138,7 +141,7 @@ class StatusInterceptor(grpc.ServerInterceptor):
                     reason = reason_name(error.reason)
                     metrics.CALLS_REFUSED.labels(policy=policy, reason=reason).inc()
                     context.set_trailing_metadata(((REASON_KEY, Reason.Name(error.reason)),))
-                context.abort(code, message)
+                await context.abort(code, message)
             called(policy, method, grpc.StatusCode.OK, time.perf_counter() - began)
             return response
 

@@ -1,10 +1,10 @@
 """Every error has a status, and the interceptor applies it on a real connection."""
 
+import asyncio
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
@@ -27,6 +27,7 @@ from prometheus_client import REGISTRY
 
 from policy.errors import GradeError, InvalidContext, OffsetGap, SnapshotRefused
 from serving.server import SERVICE
+from serving.servicer import Call
 from serving.status import INTERNAL_MESSAGE, STATUS, NotServing, StatusInterceptor, status_of
 
 LIST_ERRORS = """
@@ -64,32 +65,43 @@ class _Raises(PolicyServiceServicer):
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
 
-    def DescribePolicy(  # noqa: N802 - the contract's name
-        self, request: DescribePolicyRequest, context: grpc.ServicerContext
+    async def DescribePolicy(  # noqa: N802 - the contract's name
+        self, request: DescribePolicyRequest, context: Call
     ) -> DescribePolicyResponse:
         self._action()
         return DescribePolicyResponse(policy=request.policy)
 
-    def Sample(  # noqa: N802 - the contract's name
-        self, request: SampleRequest, context: grpc.ServicerContext
+    async def Sample(  # noqa: N802 - the contract's name
+        self, request: SampleRequest, context: Call
     ) -> SampleResponse:
         raise NotImplementedError
 
-    def SampleBatch(  # noqa: N802 - the contract's name
-        self, request: SampleBatchRequest, context: grpc.ServicerContext
+    async def SampleBatch(  # noqa: N802 - the contract's name
+        self, request: SampleBatchRequest, context: Call
     ) -> SampleBatchResponse:
         raise NotImplementedError
 
 
 @contextmanager
 def _stub(action: Callable[[], None]) -> Iterator[PolicyServiceStub]:
-    server = grpc.server(ThreadPoolExecutor(1), interceptors=[StatusInterceptor(SERVICE, ["x"])])
-    add_PolicyServiceServicer_to_server(_Raises(action), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(interceptors=[StatusInterceptor(SERVICE, ["x"])])
+        add_PolicyServiceServicer_to_server(_Raises(action), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    server, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield PolicyServiceStub(channel)
-    server.stop(None).wait()
+    asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def _fails(error: Exception) -> Callable[[], None]:
