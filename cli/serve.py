@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from cli.repeats import limit_repeats
 from cli.settings import Settings, load_settings
 from cli.wiring import policies
 from policy.durable_file import replace_file
-from serving.server import PolicyServer, ServerSettings
+from serving.server import SWITCH_INTERVAL_S, PolicyServer, ServerSettings
 from stream.connection import Connection
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ def serve(
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
     limit_repeats("kafka")
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     if worker_file is not None:
         _serve_as_worker(settings, stop, worker_file)
     elif settings.serve_workers == 1:

@@ -29,6 +29,11 @@ from stream.topics import Topics
 LARGEST_REQUEST_BYTES: Final = 1024 * 1024
 BATCH_THREADS: Final = 2
 """Batches that are decided at once. They share one interpreter lock with all other calls."""
+LAST_CALLS_S: Final = 0.1
+"""How long a server that is to stop goes on accepting: what has arrived must not be turned away."""
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a batch may keep the interpreter lock from the event loop; Python's default, ten times
+as long, would be waited for at every step of every call."""
 _SLICE_S: Final = 0.1
 SERVICE: Final = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 
@@ -177,7 +182,7 @@ class PolicyServer:
         self._announce(False)
         if self._loop is not None and self._loop_thread is not None:
             if self._grpc is not None:
-                self._in_loop(self._grpc.stop(self._settings.grace_s))
+                self._in_loop(self._stop_answering(self._grpc))
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop_thread.join()
             self._loop.close()
@@ -230,6 +235,10 @@ class PolicyServer:
                 elif left_s <= 0 or (give_up is not None and give_up.is_set()):
                     return behind
         return behind
+
+    async def _stop_answering(self, server: grpc.aio.Server) -> None:
+        await asyncio.sleep(LAST_CALLS_S)
+        await server.stop(self._settings.grace_s)
 
     def _in_loop(self, task: Coroutine[Any, Any, _T]) -> _T:
         assert self._loop is not None, "start makes it"
