@@ -1,8 +1,9 @@
 """Groups per second that one core learns from: serialized records in, versions out.
 
-The backlog of `benchmarks/backlog.py` is joined in memory; what the join wrote goes, record by
-record in the order of close times, through the `VersionChain` of `grade learn`: decoding, slots,
-steps, state and parameters of every version. Kafka and the checkpoint's file are left out.
+The backlog of `benchmarks/backlog.py` is joined in memory; what the join wrote goes, in the order
+of close times and by as many records as a poll brings, through the `VersionChain` of `grade learn`:
+decoding, slots, steps, state and parameters of every version. Kafka and the checkpoint's file are
+left out.
 
 "Served only" leaves out the steps on groups drawn anew; those cost about the same per version,
 however many groups it learns from. A slot of 2,000 groups is what 8,000 requests/s make, one of 75
@@ -25,6 +26,8 @@ from stream.version_chain import VersionChain, by_number
 PARTITIONS = 4
 SLOT_MS = 250
 LARGEST_FEED = 500
+POLLED = 500
+"""Records of a poll, as kafka-python's default is."""
 SERVED_ONLY = TrainerSettings(fresh_steps=0, replay_steps=0)
 LARGE_RATE, SMALL_RATE = 8_000.0, 300.0
 """Requests per second of log time; a quarter of it is a slot's groups."""
@@ -105,7 +108,9 @@ def _groups_per_cpu_s(records: Sequence[Joined], settings: TrainerSettings) -> f
     first.generation = 1
     chain = VersionChain(by_number({1: first}), PARTITIONS)
     began_s, groups = time.process_time(), 0
-    for partition, value in records:
-        for learned in chain.feed(partition, value):
+    for at in range(0, len(records), POLLED):
+        for partition, value in records[at : at + POLLED]:
+            chain.read(partition, value)
+        for learned in chain.learn():
             groups += learned.version.groups
     return groups / (time.process_time() - began_s)

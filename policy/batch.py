@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from grade.v1.decision_pb2 import ARM_POLICY, Decision
+from grade.v1.decision_pb2 import ARM_POLICY
+from grade.v1.packed_pb2 import PackedDecision
 from grade.v1.reward_group_pb2 import RewardGroup
 
 from policy.dirichlet import weights_to_simplex
 from policy.fusion import Floats, fuse, rank, transform_scores
+from policy.packed import FLOAT32, FLOAT64, numbers, read_packed
 from policy.rewards import candidate_scores, discounts, examined_gains, gains
 from policy.schema import Schema
 
@@ -91,7 +93,7 @@ def collate(schema: Schema, groups: Sequence[RewardGroup]) -> Batch | None:
     read: list[_Read] = []
     for group in groups:
         if group.HasField("rewards"):
-            decision = Decision.FromString(group.impression.decision.payload)
+            decision = read_packed(group.impression.decision.payload)
             if decision.arm == ARM_POLICY and decision.log_densities:
                 read.append(_Read(group, decision))
     if not read:
@@ -150,7 +152,7 @@ def _discounted(ordered: Floats) -> Floats:
 
 class _Read(NamedTuple):
     group: RewardGroup
-    decision: Decision
+    decision: PackedDecision
 
 
 def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
@@ -172,7 +174,7 @@ def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
         present[rows, :items] = True
         signals[rows, :items] = transform_scores(schema, scores)[:, :items]
         values[rows, :items] = _values(schema, groups, items)
-    features = _flat(decision.features for _, decision in read).reshape(len(read), -1)
+    features = numbers(FLOAT32, [decision.features for _, decision in read]).reshape(len(read), -1)
     return Requests(features, signals, values, present, _ideal(values))
 
 
@@ -192,13 +194,13 @@ def _served(schema: Schema, read: Sequence[_Read]) -> Served:
     objectives = schema.n_objectives
     decisions = [decision for _, decision in read]
     earned = [group.rewards.posterior[:] for group, _ in read]
-    sizes = np.array([len(decision.log_densities) for decision in decisions])
+    sizes = np.array([len(decision.log_densities) // 8 for decision in decisions])
     there = np.arange(sizes.max()) < sizes[:, None]
     weights = np.full((*there.shape, objectives), 1 / objectives)
     log_densities = np.full(there.shape, math.nan)
     posterior = np.full(there.shape, math.nan)
-    weights[there] = _flat(decision.weights for decision in decisions).reshape(-1, objectives)
-    log_densities[there] = _flat(decision.log_densities for decision in decisions)
+    weights[there] = numbers(FLOAT32, [each.weights for each in decisions]).reshape(-1, objectives)
+    log_densities[there] = numbers(FLOAT64, [each.log_densities for each in decisions])
     posterior[there] = _flat(earned)
     executed = [each[decision.executed] for each, decision in zip(earned, decisions, strict=True)]
     present = np.isfinite(log_densities) & np.isfinite(posterior)

@@ -239,12 +239,9 @@ class SlotCutter:
 
     def _check_names(self, record: RewardGroup | Progress | Boundary | Start, place: str) -> None:
         expected = self._names(record.generation)
-        seen = expected._replace(
-            policy=record.policy,
-            settings_digest=record.settings_digest,
-            computation=record.computation,
-        )
-        if seen != expected:
+        signature = record.policy, record.settings_digest, record.computation
+        if signature != expected[:3]:
+            seen = Names(*signature, expected.definition)
             raise BoundaryError(
                 f"{place}: expected records of generation {record.generation} to name "
                 f"{describe(expected)}, seen {describe(seen)}"

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from grade.v1.decision_pb2 import ARM_POLICY, Decision
 from grade.v1.generation_pb2 import Generation
 from grade.v1.parameters_pb2 import Ledger, ParameterSnapshot, Version
 from grade.v1.refused_pb2 import Reason
@@ -327,8 +326,8 @@ class VersionChain:
 
 
 def in_policy_arm(group: RewardGroup) -> bool:
-    """Whether a group is learned from."""
-    return Decision.FromString(group.impression.decision.payload).arm == ARM_POLICY
+    """Whether a group is learned from; the contract has no rewards for the holdout arm."""
+    return group.HasField("rewards")
 
 
 def _as_bytes(value: bytes) -> np.ndarray:
