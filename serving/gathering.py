@@ -34,6 +34,16 @@ class Gathering:
         # Between requests, in seconds: a running mean.
         self._gap_s = 1.0
         self._latest_at = 0.0
+        self._held = False
+
+    def hold(self) -> None:
+        """Decide nothing until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Decide what has been held, and go on."""
+        self._held = False
+        self._decide()
 
     async def sample(self, context: Context) -> SampleResponse:
         """Decide one request; the answer is that of `Engine.sample`.
@@ -54,9 +64,13 @@ class Gathering:
         return await answer
 
     def _decide(self) -> None:
+        if self._held:
+            return
         # A caller that has given up has cancelled its answer.
         asked = [each for each in self._waiting if not each[1].done()]
         self._waiting = []
+        if not asked:
+            return
         try:
             responses = self._engine.decide([checked for checked, _ in asked])
         except Exception as error:  # every caller is told, by its own call

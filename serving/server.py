@@ -30,7 +30,8 @@ LARGEST_REQUEST_BYTES: Final = 1024 * 1024
 BATCH_THREADS: Final = 2
 """Batches that are decided at once. They share one interpreter lock with all other calls."""
 LAST_CALLS_S: Final = 0.1
-"""How long a server that is to stop goes on accepting: what has arrived must not be turned away."""
+"""How long a server that is to stop accepts calls and holds their answers back, in seconds. What
+has arrived and is not accepted, gRPC cancels; who waits for an answer sends nothing further."""
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a batch may keep the interpreter lock from the event loop; Python's default, ten times
 as long, would be waited for at every step of every call."""
@@ -103,6 +104,7 @@ class PolicyServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._servicer: PolicyServicer | None = None
         self._port = settings.port
         self._announce(False)
 
@@ -143,6 +145,7 @@ class PolicyServer:
         )
         self._grpc = server
         servicer = PolicyServicer(self._engines, self._threads, self._ages, self._ready.is_set)
+        self._servicer = servicer
         add_PolicyServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
@@ -181,12 +184,12 @@ class PolicyServer:
         self._stopping.set()
         self._announce(False)
         if self._loop is not None and self._loop_thread is not None:
-            if self._grpc is not None:
-                self._in_loop(self._stop_answering(self._grpc))
+            if self._grpc is not None and self._servicer is not None:
+                self._in_loop(self._stop_answering(self._grpc, self._servicer))
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop_thread.join()
             self._loop.close()
-            self._loop = self._loop_thread = self._grpc = None
+            self._loop = self._loop_thread = self._grpc = self._servicer = None
         self._threads.shutdown(wait=False)
         self._ready.clear()
         for follower in self._followers.values():
@@ -236,9 +239,13 @@ class PolicyServer:
                     return behind
         return behind
 
-    async def _stop_answering(self, server: grpc.aio.Server) -> None:
+    async def _stop_answering(self, server: grpc.aio.Server, servicer: PolicyServicer) -> None:
+        servicer.hold()
         await asyncio.sleep(LAST_CALLS_S)
-        await server.stop(self._settings.grace_s)
+        stopping = asyncio.create_task(server.stop(self._settings.grace_s))
+        await asyncio.sleep(0)  # no call is accepted from here on
+        servicer.release()
+        await stopping
 
     def _in_loop(self, task: Coroutine[Any, Any, _T]) -> _T:
         assert self._loop is not None, "start makes it"

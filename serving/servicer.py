@@ -64,6 +64,16 @@ class PolicyServicer(PolicyServiceServicer):
         self._ages = ages
         self._ready = ready
 
+    def hold(self) -> None:
+        """Accept single requests without deciding them, until `release`."""
+        for gathering in self._gatherings.values():
+            gathering.hold()
+
+    def release(self) -> None:
+        """Decide what has been held."""
+        for gathering in self._gatherings.values():
+            gathering.release()
+
     async def Sample(  # noqa: N802 - the contract's name
         self, request: SampleRequest, context: Call
     ) -> SampleResponse:

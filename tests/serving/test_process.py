@@ -1,5 +1,6 @@
 """`grade serve` as a process: start, signals, what it loads."""
 
+import asyncio
 import json
 import os
 import signal
@@ -92,6 +93,37 @@ def test_sigterm_drains_what_is_in_flight(tmp_path: Path) -> None:
             watch.cancel()
             assert process.wait(timeout=30) == 0
     assert set(_events(tmp_path)) >= {"serve_ready", "serve_stopping", "serve_stopped"}
+
+
+def test_sigterm_answers_every_call_that_has_arrived(tmp_path: Path) -> None:
+    """Callers that wait for their answers before they ask again: none is cancelled."""
+    failed: list[grpc.StatusCode] = []
+
+    async def ask(port: int, process: subprocess.Popen[bytes]) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = PolicyServiceStub(channel)
+            answered = asyncio.Event()
+
+            async def caller(first: int) -> None:
+                for number in range(first, 1_000_000, 32):
+                    try:
+                        await stub.Sample(SampleRequest(context=made_context(number)), timeout=30)
+                    except grpc.aio.AioRpcError as error:
+                        failed.append(error.code())
+                        return
+                    if number > 320:
+                        answered.set()
+
+            callers = [asyncio.create_task(caller(first)) for first in range(32)]
+            await answered.wait()
+            process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*callers)
+
+    with _serving(tmp_path, NO_KAFKA) as process:
+        asyncio.run(ask(_ready(tmp_path, process), process))
+        assert process.wait(timeout=30) == 0
+    # Each found the server gone when it asked once more.
+    assert failed == [grpc.StatusCode.UNAVAILABLE] * 32
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
