@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 FOLDERS = "cli|evaluation|simulator|monitor|serving|grade_client|stream|policy|proto"
+DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 NAMED = sorted(set(re.findall(rf"\b((?:{FOLDERS})/[\w/]*(?:\.py)?)(?::([\w.]+\w))?", TEXT)))
 
 
@@ -17,7 +18,7 @@ def has(tree: ast.AST, name: str) -> bool:
     """Whether a module, or a class in it, defines a dotted name."""
     first, _, rest = name.partition(".")
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == first:
+        if isinstance(node, DEFINITIONS) and node.name == first:
             return not rest or has(node, rest)
     return False
 
