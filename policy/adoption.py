@@ -186,5 +186,7 @@ def _objectives(schema: Schema) -> list[str]:
 
 def _requests_mean(schema: Schema) -> tuple[object, ...]:
     """What past requests were made by: `policy.batch.Request`."""
-    signals = [(each.name, each.transform, each.standardise) for each in schema.objectives]
+    signals = [
+        (each.name, each.transform, each.standardise, each.predicts) for each in schema.objectives
+    ]
     return schema.features, signals, schema.outcomes, schema.examination

@@ -13,7 +13,7 @@ from grade.v1.reward_group_pb2 import RewardGroup
 from policy.dirichlet import weights_to_simplex
 from policy.fusion import Floats, fuse, rank, transform_scores
 from policy.packed import FLOAT32, FLOAT64, numbers, read_packed
-from policy.rewards import candidate_scores, discounts, examined_gains, gains
+from policy.rewards import candidate_scores, discounts, examined_gains, expected_values, gains
 from policy.schema import Schema
 
 Flags = npt.NDArray[np.bool_]
@@ -28,6 +28,8 @@ class Request(NamedTuple):
     """[item, objective] see `policy.fusion.transform_scores`."""
     values: Floats
     """[item] gains corrected for examination, in gain units."""
+    predicted: Floats
+    """[item] gains that the scores promise; see `policy.rewards.expected_values`."""
 
 
 class Requests(NamedTuple):
@@ -39,6 +41,8 @@ class Requests(NamedTuple):
     """[request, item, objective]; zero where there is no item."""
     values: Floats
     """[request, item] in gain units; zero where there is no item."""
+    predicted: Floats
+    """[request, item] in gain units, as predicted; zero where there is no item."""
     present: Flags
     """[request, item] whether there is an item."""
     ideal: Floats
@@ -51,7 +55,12 @@ class Requests(NamedTuple):
     def request(self, row: int) -> Request:
         """One request without its padding; views of the arrays."""
         items = int(self.present[row].sum())
-        return Request(self.features[row], self.signals[row, :items], self.values[row, :items])
+        return Request(
+            self.features[row],
+            self.signals[row, :items],
+            self.values[row, :items],
+            self.predicted[row, :items],
+        )
 
 
 class Served(NamedTuple):
@@ -114,10 +123,11 @@ def pad(logged: Sequence[Request]) -> Requests:
     present = np.arange(lengths.max()) < lengths[:, None]
     signals = np.zeros((*present.shape, logged[0].signals.shape[1]))
     signals[present] = np.concatenate([request.signals for request in logged])
-    values = np.zeros(present.shape)
+    values, predicted = np.zeros(present.shape), np.zeros(present.shape)
     values[present] = np.concatenate([request.values for request in logged])
+    predicted[present] = np.concatenate([request.predicted for request in logged])
     features = np.array([request.features for request in logged], dtype=np.float64)
-    return Requests(features, signals, values, present, _ideal(values))
+    return Requests(features, signals, values, predicted, present, _ideal(values))
 
 
 def posteriors(requests: Requests, weights: Floats) -> Floats:
@@ -134,11 +144,34 @@ def posteriors(requests: Requests, weights: Floats) -> Floats:
     result = np.zeros(weights.shape[:2])
     # Most requests have no outcome, and whatever their ranking, it earned nothing.
     earned = np.flatnonzero(requests.values.any(axis=1))
-    fused = fuse(weights[earned], requests.signals[earned])
-    order = rank(np.where(requests.present[earned, None, :], fused, -np.inf))
-    ordered = np.take_along_axis(requests.values[earned, None, :], order, axis=-1)
-    result[earned] = _discounted(ordered)
+    result[earned] = _scored(requests, earned, weights, requests.values)
     return result
+
+
+def priors(requests: Requests, weights: Floats) -> Floats:
+    """Score any fusion weights by what the scores promise of the logged items.
+
+    Over the shown items alone, as the posterior is, so that the two compare the same rankings; the
+    join's own prior is over the unshown candidates as well.
+
+    Args:
+        requests: the padded requests.
+        weights: [request, member, objective] fusion weights.
+
+    Returns:
+        [request, member] discounted cumulative predicted gain of the induced ranking, in gain
+        units.
+    """
+    return _scored(requests, np.arange(len(weights)), weights, requests.predicted)
+
+
+def _scored(
+    requests: Requests, rows: npt.NDArray[np.intp], weights: Floats, values: Floats
+) -> Floats:
+    """[row, member] discounted values of the rankings that weights induce on some requests."""
+    fused = fuse(weights[rows], requests.signals[rows])
+    order = rank(np.where(requests.present[rows, None, :], fused, -np.inf))
+    return _discounted(np.take_along_axis(values[rows, None, :], order, axis=-1))
 
 
 def _ideal(values: Floats) -> Floats:
@@ -167,15 +200,16 @@ def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
         alike.setdefault(dimensions, []).append(row)
     present = np.zeros((len(read), max(items for items, _ in alike)), dtype=np.bool_)
     signals = np.zeros((*present.shape, schema.n_objectives))
-    values = np.zeros(present.shape)
+    values, predicted = np.zeros(present.shape), np.zeros(present.shape)
     for (items, _), rows in alike.items():
         groups = [read[row].group for row in rows]
         scores = candidate_scores(schema, [group.impression for group in groups])
         present[rows, :items] = True
         signals[rows, :items] = transform_scores(schema, scores)[:, :items]
         values[rows, :items] = _values(schema, groups, items)
+        predicted[rows, :items] = expected_values(schema, scores[:, :items])
     features = numbers(FLOAT32, [decision.features for _, decision in read]).reshape(len(read), -1)
-    return Requests(features, signals, values, present, _ideal(values))
+    return Requests(features, signals, values, predicted, present, _ideal(values))
 
 
 def _values(schema: Schema, groups: Sequence[RewardGroup], items: int) -> Floats:

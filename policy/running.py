@@ -208,20 +208,18 @@ class PastRequests:
             "features": np.array([r.features for r in self._requests], dtype=np.float32),
             "signals": np.concatenate([r.signals for r in self._requests]).astype(np.float32),
             "values": np.concatenate([r.values for r in self._requests]).astype(np.float32),
+            "predicted": np.concatenate([r.predicted for r in self._requests]).astype(np.float32),
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Continue from what `state` returned."""
         self._requests = []
         if state:
-            features, signals, values = (
-                state[name].astype(np.float64) for name in ("features", "signals", "values")
+            features, *of_items = (
+                state[name].astype(np.float64)
+                for name in ("features", "signals", "values", "predicted")
             )
             ends = np.cumsum(state["lengths"].astype(np.int64))[:-1]
-            self._requests = [
-                Request(*parts)
-                for parts in zip(
-                    features, np.split(signals, ends), np.split(values, ends), strict=True
-                )
-            ]
+            parts = (np.split(each, ends) for each in of_items)
+            self._requests = [Request(*request) for request in zip(features, *parts, strict=True)]
         self._items = math.floor(sum(len(r.values) for r in self._requests))

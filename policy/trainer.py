@@ -148,6 +148,10 @@ class Trainer:
         batch = collate(self._schema, groups)
         if batch is None:
             return NOTHING._replace(gate=self._gate.opening())
+        return self.learn(batch, slot=slot)
+
+    def learn(self, batch: Batch, *, slot: int) -> StepReport:
+        """Learn from the groups of one slot that have been read already; see `step`."""
         settings, requests, served = self._settings, batch.requests, batch.served
         generator = dirichlet.keyed_generator(
             "learn", str(settings.seed), self._schema.policy, str(self._epoch), str(slot)

@@ -46,7 +46,7 @@ def check_state(schema: Schema, expected: Tensors, seen: Tensors) -> None:
 
 
 def _check_past(schema: Schema, past: Tensors) -> None:
-    missing = {"lengths", "features", "signals", "values"} - past.keys()
+    missing = {"lengths", "features", "signals", "values", "predicted"} - past.keys()
     if missing:
         raise CheckpointRefused(
             f"{_PAST}{min(missing)}: expected beside the others, seen nothing",
@@ -64,6 +64,7 @@ def _check_past(schema: Schema, past: Tensors) -> None:
         ("features", (requests, schema.n_features)),
         ("signals", (items, schema.n_objectives)),
         ("values", (items,)),
+        ("predicted", (items,)),
     ):
         _check(_PAST + name, past[name], np.dtype(np.float32), shape)
 

@@ -134,7 +134,7 @@ def test_requests_that_tell_nothing_do_not_age_the_gate() -> None:
 def request(items: int, gain: float, feature: float = 0.0) -> Request:
     values = np.zeros(items)
     values[0] = gain
-    return Request(np.array([feature, 1 / 3]), np.full((items, 2), 0.1), values)
+    return Request(np.array([feature, 1 / 3]), np.full((items, 2), 0.1), values, values / 7)
 
 
 def test_past_requests_are_the_latest_with_an_outcome() -> None:
