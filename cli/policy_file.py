@@ -40,8 +40,8 @@ def export_policy(
     version: Annotated[
         str | None,
         typer.Option(
-            help="epoch:version, or a version of the newest epoch "
-            "[default: the newest whose snapshot is kept]."
+            help="epoch:version, or a version of the newest epoch.",
+            show_default="the newest whose snapshot is kept",
         ),
     ] = None,
     schema: SchemaPath = None,

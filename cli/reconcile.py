@@ -28,7 +28,9 @@ def reconcile(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Name of the policy [default: the only one of the generations topic]."),
+        typer.Option(
+            help="Name of the policy.", show_default="the only one of the generations topic"
+        ),
     ] = None,
     versions: Annotated[
         str,

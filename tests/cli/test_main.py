@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-from cli.main import VERBS
+import pytest
+import typer.main
+
+from cli.main import VERBS, command_line
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,6 +29,24 @@ def test_every_verb_has_help() -> None:
         done = run(verb, "--help")
         assert (done.returncode, done.stderr) == (0, ""), verb
         assert "Usage: grade" in done.stdout
+
+
+def every_help(command: Any, path: str) -> Iterator[tuple[str, str]]:
+    """All that a command and those below it say of themselves."""
+    yield path, command.help or ""
+    for parameter in command.params:
+        yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from every_help(below, f"{path} {name}")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_help_has_brackets_that_the_terminal_would_swallow(verb: str) -> None:
+    """Rich takes a word in square brackets for a style."""
+    whole: Any = typer.main.get_command(command_line(verb))
+    told = dict(every_help(whole.commands[verb], verb))
+    assert len("".join(told.values())) > 50
+    assert {place: text for place, text in told.items() if "[" in text} == {}
 
 
 def test_an_unknown_verb_is_refused() -> None:
