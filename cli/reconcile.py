@@ -18,6 +18,7 @@ from stream.reconcile import ReconcileReport, TopicContent
 from stream.reconcile import reconcile as reconcile_content
 from stream.reconcile_join import Fates
 from stream.topics import Topics
+from stream.version_range import check_range
 
 _SHOWN_DIFFERENCES = 10
 
@@ -46,6 +47,7 @@ def reconcile(
     or is not accounted for, naming the first record, and with an error if retention has deleted
     what is needed to tell.
     """
+    check_range(versions)
     settings = load_settings()
     if settings.schema_path.is_dir():
         settings = settings_of_policy(settings, policy)
