@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from cli.main import VERBS, command_line
 
@@ -24,11 +25,17 @@ def test_help_lists_every_verb() -> None:
         assert f" {verb} " in done.stdout
 
 
-def test_every_verb_has_help() -> None:
-    for verb in VERBS:
-        done = run(verb, "--help")
-        assert (done.returncode, done.stderr) == (0, ""), verb
-        assert "Usage: grade" in done.stdout
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    done = CliRunner().invoke(command_line(verb), [verb, "--help"], prog_name="grade")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f"Usage: grade {verb}" in done.stdout
+
+
+def test_a_verb_has_help_as_a_process_too() -> None:
+    done = run("export", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: grade export" in done.stdout
 
 
 def every_help(command: Any, path: str) -> Iterator[tuple[str, str]]:
