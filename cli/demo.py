@@ -303,7 +303,7 @@ def _line(picture: Picture) -> str:
     )
 
 
-def _write_settings(file: Path, places: Mapping[str, str | int]) -> None:
+def _write_settings(file: Path, places: Mapping[str, object]) -> None:
     """Settings by which any verb that is run in the demo's folder finds what the demo left."""
     lines = [
         "# Written by `grade demo`: in this folder `grade broker up` and every other verb find it.",
