@@ -112,7 +112,7 @@ def demo(
     with clean_stop(console, 130) as stack:
         _empty(data_dir)
         schema_path = data_dir.resolve() / "policy.toml"
-        schema_path.write_bytes(marketplace.read_bytes())
+        replace_file(schema_path, marketplace.read_bytes())
         ports = free_ports(5)
         places = {
             "bootstrap_servers": f"127.0.0.1:{ports[0]}",

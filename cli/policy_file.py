@@ -77,12 +77,7 @@ def export_policy(
         version=snapshot.version,
         generation=snapshot.generation,
     )
-    try:
-        checksum = policy_file.write(file, content)
-    except OSError as error:
-        raise SettingsError(
-            f"{file}: expected a file to write, seen: {error.strerror}", Reason.REASON_UNAVAILABLE
-        ) from None
+    checksum = policy_file.write(file, content)
     typer.echo(
         f"version {name_of(recorded.id)} of policy {of.policy!r} is in {file} "
         f"({file.stat().st_size} bytes, sha256 {checksum.hex()[:16]}…)"
