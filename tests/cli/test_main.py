@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import typer
 import typer.main
 from typer.testing import CliRunner
 
+import cli.main
 from cli.main import VERBS, command_line
 
 
@@ -54,6 +56,19 @@ def test_no_help_has_brackets_that_the_terminal_would_swallow(verb: str) -> None
     told = dict(every_help(whole.commands[verb], verb))
     assert len("".join(told.values())) > 50
     assert {place: text for place, text in told.items() if "[" in text} == {}
+
+
+def test_ctrl_c_while_a_verb_is_imported_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(wanted: str | None) -> typer.Typer:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.main, "command_line", interrupted)
+    monkeypatch.setattr(sys, "argv", ["grade"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main.main()
+    assert ended.value.code == 130
 
 
 def test_an_unknown_verb_is_refused() -> None:
