@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from policy.durable_file import replace_file
+
 BENCHMARKS: Final[Mapping[str, str]] = {
     "sampler": "benchmarks.sampler",
     "serving": "benchmarks.serving",
@@ -108,4 +110,4 @@ def renew_table(page: Path, reports: Sequence[Report]) -> None:
     if not (begin and end):
         raise ValueError(f"{page}: expected the marks {BEGIN} and {END}, seen none")
     body = f"\n{reports[0].machine}\n\n{table(reports)}\n"
-    page.write_text(f"{before}{BEGIN}{body}{END}{after}", encoding="utf-8")
+    replace_file(page, f"{before}{BEGIN}{body}{END}{after}".encode())

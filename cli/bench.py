@@ -16,6 +16,7 @@ from benchmarks.report import (
     renew_table,
     written,
 )
+from policy.durable_file import replace_file
 from policy.errors import SettingsError
 
 
@@ -48,7 +49,7 @@ def bench(
         console.print(_shown(reports[-1]))
     if json_file is not None:
         text = as_json(reports if name == "all" else reports[0])
-        json_file.write_text(text, encoding="utf-8")
+        replace_file(json_file, text.encode())
     if table_file is not None:
         renew_table(table_file, reports)
 

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the broker's data [default: kafka in the setting data_dir]."),
+    typer.Option(help="Folder of the broker's data.", show_default="kafka in the setting data_dir"),
 ]
 
 
@@ -34,7 +34,8 @@ def up(
         typer.Option(
             min=0,
             max=65535,
-            help="Port to listen on; 0 takes a free one [default: that of bootstrap_servers].",
+            help="Port to listen on; 0 takes a free one.",
+            show_default="that of bootstrap_servers",
         ),
     ] = None,
     data_dir: DataDir = None,

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,8 @@ def demo(
     Starts a real Kafka, the policy server, the join and the learner on free ports, then a simulated
     marketplace that asks for weights, shows items and reports what its users do. Afterwards every
     group and every version is recomputed from the topics and compared. Ctrl-C stops everything.
+
+    What it leaves is a system's folder with its settings in grade.toml: all other verbs work there.
     """
     console = Console()
     if any(each >= seconds for each in boundary_at or ()):
@@ -101,27 +103,43 @@ def demo(
             f"--boundary-at: expected seconds before the traffic's end at {seconds:g}, seen "
             f"{max(boundary_at or ()):g}"
         )
+    if drift_at is not None and drift_at >= seconds:
+        raise SettingsError(
+            f"--drift-at: expected a second before the traffic's end at {seconds:g}, seen "
+            f"{drift_at:g}"
+        )
     marketplace = importlib.resources.files("simulator") / "marketplace.toml"
     with clean_stop(console, 130) as stack:
         _empty(data_dir)
         schema_path = data_dir.resolve() / "policy.toml"
-        schema_path.write_bytes(marketplace.read_bytes())
+        replace_file(schema_path, marketplace.read_bytes())
         ports = free_ports(5)
+        places = {
+            "bootstrap_servers": f"127.0.0.1:{ports[0]}",
+            "serve_port": ports[1],
+            "serve_admin_port": ports[2],
+            "join_admin_port": ports[3],
+            "learn_admin_port": ports[4],
+        }
+        _write_settings(data_dir / "grade.toml", places)
         settings = load_settings(
             {
                 "schema_path": schema_path,
                 "data_dir": data_dir.resolve(),
-                "bootstrap_servers": f"127.0.0.1:{ports[0]}",
-                "serve_port": ports[1],
-                "serve_admin_port": ports[2],
-                "join_admin_port": ports[3],
-                "learn_admin_port": ports[4],
                 "simulate_admin_port": 0,
+                **places,
             }
         )
         play = Play(seconds, rate, seed, drift_at, join_workers, boundary_at or ())
         figures = _run(stack, console, settings, play, picture_file)
     console.print(show(figures))
+    console.print(
+        f"All of it is kept in {data_dir}. To look at it: cd {data_dir} && grade broker up; then "
+        "grade versions, grade reconcile --versions all, and the like; at last grade broker down.",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
     if json_file is not None:
         text = json.dumps(without_nan(figures), indent=2)
         replace_file(json_file, f"{text}\n".encode())
@@ -285,6 +303,17 @@ def _line(picture: Picture) -> str:
     )
 
 
+def _write_settings(file: Path, places: Mapping[str, object]) -> None:
+    """Settings by which any verb that is run in the demo's folder finds what the demo left."""
+    lines = [
+        "# Written by `grade demo`: in this folder `grade broker up` and every other verb find it.",
+        'schema_path = "policy.toml"',
+        'data_dir = "."',
+        *(f"{name} = {json.dumps(value)}" for name, value in places.items()),
+    ]
+    replace_file(file, ("\n".join(lines) + "\n").encode())
+
+
 def _empty(folder: Path) -> None:
     """Remove what an earlier demo left; a folder that no demo made is left alone.
 
@@ -292,7 +321,7 @@ def _empty(folder: Path) -> None:
         GradeError: the folder has something else in it.
     """
     mark = folder / ".grade-demo"
-    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not mark.exists())):
         raise GradeError(
             f"--data-dir: expected an empty folder or one of an earlier demo, seen {folder}"
         )

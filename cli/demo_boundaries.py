@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from cli.generation import begin_now
 from cli.settings import Settings
+from policy.durable_file import replace_file
 from policy.schema import Schema, load_schema
 from stream.connection import Connection
 from stream.generations import changes
@@ -43,7 +44,7 @@ class PlannedBoundaries:
         del self._due_s[0]
         text = self.schema.toml
         edited = _longer_window(text) if self.generation % 2 else _dearer_orders(text)
-        self._settings.schema_path.write_text(edited, encoding="utf-8")
+        replace_file(self._settings.schema_path, edited.encode())
         self.schema = load_schema(self._settings.schema_path)
         _, before, begun = begin_now(self._connection, self._settings, self.schema, "demo")
         assert before is not None

@@ -86,7 +86,9 @@ def show(
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    table = Table("generation", "begun (UTC)", "computation", "what changed", "note")
+    table = Table("generation", "begun (UTC)", "computation")
+    for text in ("what changed", "note"):
+        table.add_column(text, overflow="fold")  # names must not be cut
     for row in rows:
         begun = datetime.fromtimestamp(row["begun_at_ms"] / 1000, UTC)
         table.add_row(

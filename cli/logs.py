@@ -60,3 +60,9 @@ def configure(fmt: Literal["console", "json"], level: str) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     # It warns of every poll that takes 0.1 s, which a busy machine brings about.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+    logging.getLogger("kafka.cluster").addFilter(_no_end_of_a_client)
+
+
+def _no_end_of_a_client(record: logging.LogRecord) -> bool:
+    """A client that is closed while it asks for metadata calls the end of that an error."""
+    return not record.getMessage().endswith("Cancelled")

@@ -114,6 +114,8 @@ def main() -> None:
     except GradeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:  # while a verb's modules are imported, which takes a second or two
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def export_policy(
     version: Annotated[
         str | None,
         typer.Option(
-            help="epoch:version, or a version of the newest epoch "
-            "[default: the newest whose snapshot is kept]."
+            help="epoch:version, or a version of the newest epoch.",
+            show_default="the newest whose snapshot is kept",
         ),
     ] = None,
     schema: SchemaPath = None,
@@ -77,12 +77,7 @@ def export_policy(
         version=snapshot.version,
         generation=snapshot.generation,
     )
-    try:
-        checksum = policy_file.write(file, content)
-    except OSError as error:
-        raise SettingsError(
-            f"{file}: expected a file to write, seen: {error.strerror}", Reason.REASON_UNAVAILABLE
-        ) from None
+    checksum = policy_file.write(file, content)
     typer.echo(
         f"version {name_of(recorded.id)} of policy {of.policy!r} is in {file} "
         f"({file.stat().st_size} bytes, sha256 {checksum.hex()[:16]}…)"

@@ -18,6 +18,7 @@ from stream.reconcile import ReconcileReport, TopicContent
 from stream.reconcile import reconcile as reconcile_content
 from stream.reconcile_join import Fates
 from stream.topics import Topics
+from stream.version_range import check_range
 
 _SHOWN_DIFFERENCES = 10
 
@@ -28,7 +29,9 @@ def reconcile(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Name of the policy [default: the only one of the generations topic]."),
+        typer.Option(
+            help="Name of the policy.", show_default="the only one of the generations topic"
+        ),
     ] = None,
     versions: Annotated[
         str,
@@ -44,6 +47,7 @@ def reconcile(
     or is not accounted for, naming the first record, and with an error if retention has deleted
     what is needed to tell.
     """
+    check_range(versions)
     settings = load_settings()
     if settings.schema_path.is_dir():
         settings = settings_of_policy(settings, policy)

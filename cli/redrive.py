@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.settings import Settings
-from policy.errors import DataError, SettingsError, StreamError, cut, reason_name
+from policy.errors import DataError, FileNotWritten, SettingsError, StreamError, cut, reason_name
 from policy.schema import Schema, load_schema
 from stream.codec import REDRIVEN_HEADER
 from stream.connection import (
@@ -124,17 +124,26 @@ def export(
     are not written.
     """
     letters = _letters(load_policy_settings(policy), topic, reason)
-    count = 0
     try:
-        with file.open("x", encoding="utf-8") as out:
-            for letter in letters:
-                out.write(to_line(letter) + "\n")
-                count += 1
+        out = file.open("xb")
     except (OSError, ValueError) as error:
         seen = getattr(error, "strerror", None) or str(error)
         raise SettingsError(
             f"{file}: expected a file that can be made, seen: {seen}", Reason.REASON_UNAVAILABLE
         ) from None
+    count = size = 0
+    try:
+        with out:
+            for letter in letters:
+                line = f"{to_line(letter)}\n".encode()
+                size += len(line)
+                out.write(line)
+                count += 1
+    except BaseException as error:
+        file.unlink(missing_ok=True)  # half of it would look like all of it
+        if isinstance(error, OSError):
+            raise FileNotWritten(file, size, error.strerror or str(error)) from error
+        raise
     typer.echo(f"{count:,} records written to {file}; mend them, then: grade redrive send {file}")
 
 

@@ -48,7 +48,7 @@ def replay(
     data_dir: Annotated[Path, typer.Argument(help="Folder in the format of docs/data-folder.md.")],
     schema: Annotated[
         Path | None,
-        typer.Option(help="The policy's schema [default: policy.toml in the folder]."),
+        typer.Option(help="The policy's schema.", show_default="policy.toml in the folder"),
     ] = None,
     through: Annotated[
         Through,

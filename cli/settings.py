@@ -5,6 +5,7 @@ there. Settings are read here and nowhere else; what a process needs is passed d
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -234,7 +235,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     except ValidationError as error:
         wrong = error.errors()
         raise SettingsError(
-            "\n".join(_sentence(e["loc"], e["msg"], e["input"]) for e in wrong),
+            "\n".join(_sentence(e["loc"], _wanted(e["type"], e["msg"]), e["input"]) for e in wrong),
             _reason(wrong[0]["type"]),
         ) from None
 
@@ -254,9 +255,16 @@ def environment_of(model: BaseModel) -> dict[str, str]:
     }
 
 
-def _sentence(location: tuple[int | str, ...], message: str, seen: object) -> str:
+def _wanted(kind: str, message: str) -> str:
+    """What was expected, said as in all other messages."""
+    if kind == "extra_forbidden":
+        return "expected a setting that `grade config` lists"
+    found = re.sub(r"^\w+ should match ", "expected a match of ", message)
+    return re.sub(r"^\w+ should (be|have) ", "expected ", found)
+
+
+def _sentence(location: tuple[int | str, ...], wanted: str, seen: object) -> str:
     name = str(location[0]) if location else "settings"
-    wanted = message[0].lower() + message[1:]
     where = f"{ENVIRONMENT_PREFIX}{name.upper()} (or {name} in the settings file)"
     return f"{where}: {wanted}, seen {quoted(seen)}"
 

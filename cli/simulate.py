@@ -25,7 +25,9 @@ log = structlog.get_logger(__name__)
 def simulate(
     target: Annotated[
         str | None,
-        typer.Option(help="Policy server as host:port [settings: serve_host, serve_port]."),
+        typer.Option(
+            help="Policy server as host:port.", show_default="the settings serve_host, serve_port"
+        ),
     ] = None,
     rate: Annotated[float, typer.Option(min=0.1, help="Requests per second.")] = 300.0,
     duration_s: Annotated[

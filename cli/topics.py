@@ -19,7 +19,7 @@ SchemaPath = Annotated[
     Path | None,
     typer.Option(
         "--schema",
-        help="The policy's schema, or a folder of several, for its times [setting: schema_path].",
+        help="The policy's schema, or a folder of several, for its times (setting schema_path).",
     ),
 ]
 

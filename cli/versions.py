@@ -15,6 +15,7 @@ from cli.policy_option import PolicyName, load_policy_settings
 from cli.settings import Settings
 from monitor import versions as comparing
 from monitor.version_list import Known, as_json, figure, rows, table
+from policy.durable_file import replace_file
 from policy.errors import BoundaryError, SnapshotRefused
 from policy.schema import Schema, load_schema
 from stream.connection import Connection
@@ -52,7 +53,7 @@ def versions(
     listed = list(known.lineage.versions.values())[-last:]
     if json_path is not None:
         entries = [as_json(known, each) for each in listed]
-        json_path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        replace_file(json_path, (json.dumps(entries, indent=2) + "\n").encode())
     if not listed:
         typer.echo(
             f"policy {known.lineage.policy!r} has no versions yet; version 0, the declared "

@@ -5,9 +5,7 @@ header as JSON, the numbers. The header's metadata name the format, and hold the
 a sha256 over everything else in the file.
 """
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,6 +15,7 @@ import safetensors.numpy
 from grade.v1.refused_pb2 import Reason
 
 from policy.checkpoint import digest
+from policy.durable_file import replace_file
 from policy.errors import PolicyFileRefused, SchemaError, quoted
 from policy.schema import Schema, parse_schema
 
@@ -56,7 +55,7 @@ def write(path: Path, policy: PolicyFile) -> bytes:
         the sha256 that the file holds, over all the rest of it.
 
     Raises:
-        OSError: the file cannot be written.
+        FileNotWritten: the file, if there was one, is still there.
     """
     metadata = {
         "format": FORMAT,
@@ -68,17 +67,7 @@ def write(path: Path, policy: PolicyFile) -> bytes:
     tensors = {name: np.ascontiguousarray(policy.tensors[name]) for name in sorted(policy.tensors)}
     checksum = digest(tensors, metadata)
     content = safetensors.numpy.save(tensors, metadata={**metadata, _CHECKSUM: checksum.hex()})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    replace_file(path, content)
     return checksum
 
 

@@ -294,7 +294,7 @@ class VersionChain:
         ):
             if entries[name] != expected:
                 raise BoundaryError(
-                    f"the checkpoint was learned elsewhere: {name} is {expected} here, "
+                    f"the checkpoint was learned elsewhere: {name}: expected {expected}, seen "
                     f"{entries[name]} in the checkpoint of generation {terms.generation}; "
                     "give each system a folder of its own"
                 )

@@ -53,7 +53,8 @@ def broker(
 ) -> Iterator[BrokerStatus]:
     """A real Kafka broker that a worker's tests share; has `bootstrap_servers` and `port`."""
     folder = tmp_path_factory.mktemp("kafka")
-    local = LocalBroker(folder, start_timeout_s=120.0)
+    # Nobody needs its data afterwards: to write all of it to the disk would take it half a minute.
+    local = LocalBroker(folder, start_timeout_s=120.0, stop_timeout_s=0.0)
     shared = _shared_folder(pytestconfig)
     try:
         # The first start downloads Kafka, into a folder that all workers share.

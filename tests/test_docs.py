@@ -23,6 +23,13 @@ def test_the_schema_example_is_a_schema() -> None:
     assert (schema.window_ms, schema.early_ms, schema.late_ms) == (30_000, 1_000, 60_000)
 
 
+def test_every_operation_names_its_test() -> None:
+    _, *sections = (ROOT / "docs" / "operations.md").read_text("utf-8").split("\n## ")
+    assert len(sections) >= 10
+    named = re.compile(r"\bTests?:\s+`tests/\w+/\w+\.py`")
+    assert [each.splitlines()[0] for each in sections if not named.search(each)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)

@@ -213,7 +213,7 @@ CHECKPOINTS: list[Case[Break]] = [
         "of another number of partitions",
         lambda m: m.update(partitions="7"),
         Reason.REASON_OTHER_SETTINGS,
-        "learned elsewhere: partitions is",
+        "learned elsewhere: partitions: expected 2, seen 7",
         "7 in the checkpoint",
     ),
     _entries(

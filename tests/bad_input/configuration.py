@@ -79,7 +79,7 @@ CONFIGURATION = [
         "partitions = true",
         Reason.REASON_WRONG_TYPE,
         "GRADE_PARTITIONS",
-        "should be a number, seen True",
+        "expected a number, seen True",
     ),
     _file(
         "with a list for a number",

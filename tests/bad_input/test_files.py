@@ -64,12 +64,7 @@ def test_broken_settings_are_refused(
         (tmp_path / "grade.toml").mkdir()
     with pytest.raises(SettingsError) as refused:
         load_settings()
-    message = str(refused.value)
-    assert Reason.Name(refused.value.reason) == Reason.Name(case.reason), message
-    for fragment in case.said:
-        assert fragment in message, message
-    assert "seen" in message
-    assert len(message) < 2_000
+    case.check(refused.value.reason, str(refused.value))
     if case.broken.file is not None and case.reason == Reason.REASON_UNDECODABLE:
         with pytest.raises(SettingsError):
             source_of("partitions")
@@ -127,10 +122,7 @@ def test_a_broken_checkpoint_is_refused(
     with pytest.raises(error) as refused:
         restore(path)
     assert isinstance(refused.value, BadInput | BoundaryError)
-    message = str(refused.value)
-    assert Reason.Name(refused.value.reason) == Reason.Name(case.reason), message
-    for fragment in case.said:
-        assert fragment in message, message
+    case.check(refused.value.reason, str(refused.value))
 
 
 def test_the_checkpoint_that_the_cases_begin_with_is_sound(

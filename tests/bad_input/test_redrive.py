@@ -1,6 +1,7 @@
 """What was refused is shown, mended and sent back, against a real Kafka and a real join."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from grade.v1.reward_group_pb2 import JoinRecord
 from typer.testing import CliRunner, Result
 
 from cli.redrive import app
-from policy.errors import BadInput, SettingsError, StreamError
+from policy.errors import BadInput, FileNotWritten, SettingsError, StreamError
 from policy.schema import Schema, load_schema
 from stream.codec import REDRIVEN_HEADER, encode, partition_for
 from stream.connection import Connection
@@ -22,6 +23,7 @@ from stream.topics import Topics
 from tests.bad_input.messages import SCHEMA, conversion, decision, impression
 from tests.integration.join_process import JoinProcess, running_join
 from tests.kafka import Produced, await_until, create_fresh, produce, read_topic
+from tests.operations.small_disk import small_disk
 from tests.stream.join_messages import valid_conversion, valid_impression
 
 PARTITIONS = 2
@@ -185,6 +187,17 @@ def test_mended_records_are_joined_and_sent_once(
     file.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
     assert "1 sent, 0 sent before" in grade("send", file, "--again").output
     assert running.letters() == 4
+
+
+def test_a_full_disk_leaves_no_half_of_an_export(grade: Grade, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 1) as disk:
+        file = disk.folder / "broken.jsonl"
+        disk.fill([os.getpid()])
+        refused = grade("export", file)
+        disk.free()
+        assert isinstance(refused.exception, FileNotWritten)
+        assert not file.exists()
+        assert grade("export", file).exit_code == 0
 
 
 def test_the_command_ends_with_a_sentence(running: Running, grade: Grade, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from benchmarks import join, learner, marketplace_in_memory
 from benchmarks.loop import figures_of
 from benchmarks.report import BEGIN, END, Report, renew_table
 from cli.bench import bench
-from policy.errors import SettingsError
+from policy.errors import FileNotWritten, SettingsError
 from stream.broker import BrokerStatus
 
 
@@ -63,6 +63,17 @@ def test_the_verb_writes_name_figures_machine_and_command(
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+
+
+def test_a_file_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the figures were shown, which took long to measure."""
+    monkeypatch.setattr(learner, "run", lambda full: {"groups_per_s": 1.0})
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotWritten, match="expected to write"):
+        bench("learner", json_file=tmp_path / "file" / "figures.json")
+    assert "groups_per_s" in capsys.readouterr().out
 
 
 def test_an_unknown_benchmark_is_refused() -> None:

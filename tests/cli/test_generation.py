@@ -116,6 +116,8 @@ def test_a_change_takes_effect_by_command_alone(
     table = "\n".join(lines("list"))
     assert "a longer window" in table
     assert "learn_slot_ms: 250 → 500" in table
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "…" not in "\n".join(lines("list"))
 
 
 def test_a_generation_that_is_half_begun_is_named_and_completed(system: System) -> None:

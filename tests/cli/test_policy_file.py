@@ -11,7 +11,13 @@ from typer.testing import CliRunner, Result
 
 from cli.policy_file import export_policy, import_policy
 from policy import policy_file
-from policy.errors import GradeError, PolicyFileRefused, SettingsError, SnapshotRefused
+from policy.errors import (
+    FileNotWritten,
+    GradeError,
+    PolicyFileRefused,
+    SettingsError,
+    SnapshotRefused,
+)
 from policy.initial import initial_parameters
 from policy.policy_file import PolicyFile
 from policy.schema import parse_schema
@@ -96,8 +102,8 @@ def test_export_writes_the_newest_version_that_is_kept_or_the_one_that_is_named(
     assert f"expected one whose snapshot is kept, 1:{last - 1} to 1:{last - 1}" in gone
     unknown = refusal(run("export", "unknown", "--version", "3:1"), SettingsError)
     assert f"has 1:1 to 1:{last}, seen 3:1" in unknown
-    unwritable = refusal(run("export", "none/there"), SettingsError)
-    assert "none/there: expected a file to write" in unwritable
+    unwritable = refusal(run("export", "newest/there"), FileNotWritten)
+    assert "newest/there: expected to write " in unwritable
     assert not (tmp_path / "gone").exists()
 
 

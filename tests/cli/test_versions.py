@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.versions import app
-from policy.errors import SettingsError
+from policy.errors import FileNotWritten, SettingsError
 from stream.codec import encode
 from stream.connection import Connection
 from stream.reconcile import Content
@@ -82,6 +82,12 @@ def test_the_list_says_what_each_version_learned_from(
     begins = world.BEGIN_MS + world.SCHEMA.window_ms  # the first window that closes
     assert entries[0]["slot"] * 250 > begins
     assert entries[0]["slot_begins"].startswith("2023-11-14 22:13:")
+
+
+def test_a_file_that_cannot_be_written_is_named(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    failed = run("--json", str(tmp_path / "file" / "versions.json"))
+    assert isinstance(failed.exception, FileNotWritten)
 
 
 def test_show_has_everything_of_one_version(run: Any) -> None:

@@ -29,9 +29,6 @@ ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 EXAMPLES = ROOT / "examples" / "tutorial"
 
-# It runs a whole system beside the broker of its worker.
-pytestmark = pytest.mark.alone
-
 
 class Block(NamedTuple):
     """One code block."""

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,6 +181,33 @@ class Traffic:
         self._schema = schema
         self._partitions = partitions
         self._requests = 0
+
+    @property
+    def requests(self) -> int:
+        """How many were sent, each of which becomes one group."""
+        return self._requests
+
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """Requests all the time, from a thread; meanwhile nobody else may send."""
+        stop = threading.Event()
+
+        def send() -> None:
+            while not stop.wait(0.05):
+                self.send(3)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def await_more(self, requests: int) -> None:
+        """Wait until the load has brought so many further requests."""
+        wanted = self._requests + requests
+        await_until(lambda: self._requests >= wanted, 40.0, f"{requests} more requests")
 
     def send(self, requests: int) -> None:
         """Write the next requests: impressions first, then their conversions."""

@@ -13,6 +13,7 @@ from kafka import TopicPartition
 
 from policy import rewards
 from policy.schema import Schema, load_schema
+from stream.codec import has_boundary_header
 from stream.connection import Connection, open_admin
 from stream.generations import read_generations, settings_of
 from stream.reconcile import ReconcileReport, TopicContent, reconcile
@@ -181,29 +182,35 @@ def test_rolling_upgrade_across_a_computation(
     """Old and new workers share the load until the boundary; there the old one stops by itself."""
     monkeypatch.setitem(rewards.COMPUTATIONS, newer_build.NEWER, newer_build.doubled)
     old = start_join(name="old")
-    traffic.send(50)
-    new = start_join(name="new", build=NEWER)
-    await_share(old, new)
-    traffic.send(50)
     environment = environment_of_join(connection, topics, write_schema(tmp_path))
-    assert "computation: 1 → 2" in begin(environment, NEWER)
-    traffic.send(50)
-    assert old.wait(30.0) == 2
-    assert "expected a reward computation that this build has (1), seen 2" in old.output
-    assert "start a newer build" in old.output
-    assert "Traceback" not in old.output
-    again = start_join(name="again")
-    assert again.wait(30.0) == 2
-    assert "computation: expected 2 as in generation 2, seen 1" in again.output
-    await_until(lambda: new.partitions == {0, 1}, 40.0, "both partitions at the new worker")
-    traffic.send(50)
+    with traffic.load():
+        traffic.await_more(20)
+        new = start_join(name="new", build=NEWER)
+        await_share(old, new)
+        traffic.await_more(20)
+        assert "computation: 1 → 2" in begin(environment, NEWER)
+        assert old.wait(30.0) == 2
+        assert "expected a reward computation that this build has (1), seen 2" in old.output
+        assert "start a newer build" in old.output
+        assert "Traceback" not in old.output
+        again = start_join(name="again")
+        assert again.wait(30.0) == 2
+        assert "computation: expected 2 as in generation 2, seen 1" in again.output
+        await_until(lambda: new.partitions == {0, 1}, 40.0, "both partitions at the new worker")
+        traffic.await_more(20)
+        told = begin(environment, NEWER)
+        assert "generation 2" in told
     found = await_all_joined(connection, topics, schema)
 
-    assert total_groups(found) == 200
+    for topic in topics.inputs:
+        records = read_topic(connection, topic)
+        boundaries = [each.partition for each in records if has_boundary_header(each.headers)]
+        assert boundaries == [0, 1], "written once, though the command was run again"
+    assert total_groups(found) == traffic.requests > 60
     assert [each.boundaries for each in found] == [[2], [2]]
     assert all(each.conserved for each in found)
     assert new.stop() == 0
-    assert reconciled(connection, topics).groups == 200
+    assert reconciled(connection, topics).groups == traffic.requests
 
 
 def test_an_accepted_loss_is_recorded_and_what_is_left_is_joined(

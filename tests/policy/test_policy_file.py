@@ -11,7 +11,7 @@ from grade.v1.refused_pb2 import Reason
 
 from policy import policy_file
 from policy.checkpoint import digest
-from policy.errors import PolicyFileRefused
+from policy.errors import FileNotWritten, PolicyFileRefused
 from policy.initial import initial_parameters
 from policy.policy_file import PolicyFile
 from policy.schema import load_schema
@@ -166,6 +166,7 @@ def test_a_file_that_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        policy_file.write(tmp_path / "none" / "policy", POLICY)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotWritten, match=r"expected to write .* bytes, seen: "):
+        policy_file.write(tmp_path / "file" / "policy", POLICY)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

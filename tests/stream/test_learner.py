@@ -433,7 +433,9 @@ def test_a_checkpoint_of_another_system_is_refused(
     noted = world.generation()
     noted.note = "another system's"
     write_generations(connection, other, {1: noted})
-    with pytest.raises(BoundaryError, match=r"generation_sha256 is .* in the checkpoint of gen"):
+    with pytest.raises(
+        BoundaryError, match=r"generation_sha256: expected .* in the checkpoint of gen"
+    ):
         Running(connection, other, settings(tmp_path)).start().wait()
 
 

@@ -147,6 +147,19 @@ def test_what_the_topics_no_longer_have_is_named(sound: WholeContent) -> None:
     ]
 
 
+def test_what_tombstones_have_not_yet_taken_is_compared_and_not_called_missing(
+    sound: WholeContent,
+) -> None:
+    """The broker deletes a snapshot some time after its tombstone."""
+    parameters = sound.parameters
+    for record in sound.parameters.records[: place(sound, 2, 2)]:
+        parameters = with_another(parameters, record.key, None)
+    report = check(replace(sound, parameters=parameters))
+    assert report.ok
+    assert report.versions.snapshots_compared == len(sound.parameters.records)
+    assert report.not_compared == []
+
+
 def test_an_accepted_loss_is_told_and_the_versions_are_equal_all_the_same() -> None:
     ((impressions,), (conversions,)) = world.input_logs(3, 100, 1, rate_ms=300, begun=BEGUN)
     logs = {Side.IMPRESSIONS: impressions, Side.CONVERSIONS: conversions}

@@ -182,8 +182,8 @@ def test_a_restart_from_a_checkpoint_does_not_change_a_byte(
 @pytest.mark.parametrize(
     ("find", "partitions", "sentence"),
     [
-        (FIND, 3, "partitions is 3 here, 2 in the checkpoint of generation 1"),
-        (by_number({1: world.generation(slot_ms=500)}), 2, "generation_sha256 is"),
+        (FIND, 3, "partitions: expected 3, seen 2 in the checkpoint of generation 1"),
+        (by_number({1: world.generation(slot_ms=500)}), 2, "generation_sha256: expected"),
         (by_number({}), 2, "expected generation 1 among those of the generations topic"),
     ],
 )
