@@ -93,7 +93,7 @@ class Output(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one batch led to. Write in this order, each list acknowledged before the next."""
+    """What one batch led to. Write in this order, `side` acknowledged before the others."""
 
     side: list[Output]
     groups: list[Output]
