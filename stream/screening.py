@@ -17,8 +17,9 @@ from grade.v1.packed_pb2 import PackedDecision, PackedImpression
 
 from policy.dirichlet import Floats, log_density
 from policy.initial import LARGEST_FEATURE
+from policy.packed import FLOAT32, FLOAT64, read_packed
 from stream.checks import LATEST_MS, MOST_MEMBERS
-from stream.codec import partitions_for
+from stream.codec import encode, partitions_for
 from stream.decision_checks import (
     DENSITY_TOLERANCE,
     FLOAT32_TOLERANCE,
@@ -42,7 +43,6 @@ FEWEST: Final = 6
 BEYOND_DOUBT: Final = 0.999
 """Share of a tolerance that is taken up at most: sums may be rounded otherwise there."""
 
-_FLOAT32, _FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
 _ONE_BYTE: Final = 0x80
 """Least varint that takes two bytes."""
 
@@ -105,7 +105,10 @@ class ImpressionReader:
         )
         if isinstance(read, Refusal):
             return read
-        return SoundImpression(read.request_id, tuple(read.item_ids))
+        decision = read_packed(read.decision.payload)
+        numbers = np.array([*read.scores, *read.unshown_scores], FLOAT32)
+        weights = b"" if decision.arm == ARM_HOLDOUT else decision.weights
+        return SoundImpression(read.request_id, encode(read), numbers.tobytes(), weights)
 
     def _sound(self, records: Sequence[Record]) -> list[SoundImpression | None]:
         """[record] what is needed of an impression that is sound beyond doubt; None: ask."""
@@ -123,12 +126,11 @@ class ImpressionReader:
                 members = _members_of(shape, self._schema.n_features, self._schema.n_objectives)
                 if impression.decision.payload.executed < members:
                     alike.setdefault(shape, []).append((row, impression))
-                    sound[row] = SoundImpression(impression.request_id, tuple(items))
         for shape, found in alike.items():
             passed = self._numbers_pass(shape, [impression for _, impression in found])
-            for (row, _), good in zip(found, passed.tolist(), strict=True):
-                if not good:
-                    sound[row] = None
+            for (row, impression), good in zip(found, passed.tolist(), strict=True):
+                if good:
+                    sound[row] = _needed(impression, records[row].value or b"")
         return sound
 
     def _belongs(self, impression: PackedImpression, key: bytes) -> bool:
@@ -153,13 +155,13 @@ class ImpressionReader:
     ) -> npt.NDArray[np.bool_]:
         """[impression] whether all numbers are in order."""
         decisions = [impression.decision.payload for impression in impressions]
-        features = _table(_FLOAT32, [decision.features for decision in decisions])
+        features = _table(FLOAT32, [decision.features for decision in decisions])
         passed = (np.abs(features) <= LARGEST_FEATURE).all(axis=1)
-        passed &= np.isfinite(_table(_FLOAT32, [each.scores for each in impressions])).all(axis=1)
+        passed &= np.isfinite(_table(FLOAT32, [each.scores for each in impressions])).all(axis=1)
         if shape.unshown_scores:
-            unshown = _table(_FLOAT32, [each.unshown_scores for each in impressions])
+            unshown = _table(FLOAT32, [each.unshown_scores for each in impressions])
             passed &= np.isfinite(unshown).all(axis=1)
-        rows = _table(_FLOAT32, [decision.weights for decision in decisions])
+        rows = _table(FLOAT32, [decision.weights for decision in decisions])
         weights = rows.astype(np.float64).reshape(len(rows), -1, self._schema.n_objectives)
         passed &= np.isfinite(weights).all(axis=(1, 2))
         passed &= (weights >= self._least).all(axis=(1, 2))
@@ -177,8 +179,8 @@ class ImpressionReader:
         decisions: Sequence[PackedDecision],
     ) -> npt.NDArray[np.bool_]:
         """[decision] whether alpha and densities are in order, where all else is."""
-        alpha = _table(_FLOAT64, [decision.alpha for decision in decisions])
-        seen = _table(_FLOAT64, [decision.log_densities for decision in decisions])
+        alpha = _table(FLOAT64, [decision.alpha for decision in decisions])
+        seen = _table(FLOAT64, [decision.log_densities for decision in decisions])
         rows = np.flatnonzero(passed & ((alpha > 0) & (alpha <= LARGEST_ALPHA)).all(axis=1))
         right = log_density(weights[rows], alpha[rows, None, :], self._floors)
         off = np.abs(seen[rows] - right)
@@ -200,7 +202,15 @@ def _decoded(record: Record, max_bytes: int) -> PackedImpression | None:
     # A field that came twice, or in another encoding, is not read as it should be: it is missing
     # here, or among what is unknown.
     impression.DiscardUnknownFields()
-    return impression if impression.ByteSize() == len(value) else None
+    return impression if encode(impression) == value else None
+
+
+def _needed(impression: PackedImpression, value: bytes) -> SoundImpression:
+    """What is needed of an impression that these are the bytes of."""
+    decision = impression.decision.payload
+    weights = b"" if decision.arm == ARM_HOLDOUT else decision.weights
+    scores = impression.scores + impression.unshown_scores
+    return SoundImpression(impression.request_id, value, scores, weights)
 
 
 def _shape(impression: PackedImpression, items: int) -> _Shape:
