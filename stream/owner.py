@@ -9,8 +9,9 @@ stays silent gets a tick.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -27,7 +28,7 @@ log = structlog.get_logger(__name__)
 BUFFERED_BATCHES = 4
 """Batches that wait in front of a partition's core."""
 
-LARGEST_FEED = 500
+LARGEST_FEED = 1_000
 """Records that are fed at a time, so that no partition keeps the others waiting for long."""
 
 
@@ -257,7 +258,7 @@ class PartitionOwner:
             await self._tick()
 
     async def _read(self, each: Log, fetched: Sequence[Any]) -> None:
-        for start in range(0, len(fetched), LARGEST_FEED):
+        for portion in _portions(fetched):
             position = self._core.position(each)
             records = [
                 Record(
@@ -268,10 +269,10 @@ class PartitionOwner:
                     has_tick_header(r.headers),
                     has_boundary_header(r.headers),
                 )
-                for r in fetched[start : start + LARGEST_FEED]
+                for r in portion
                 if r.offset >= position
             ]
-            self._check_same(each, fetched[start : start + LARGEST_FEED])
+            self._check_same(each, portion)
             if not records or self._suspended:
                 continue
             try:
@@ -396,3 +397,11 @@ class PartitionOwner:
 
     def _place(self, each: Log) -> str:
         return f"{each.value} partition {self.partition}"
+
+
+def _portions(fetched: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Parts of about the same size: the last one has its fixed cost too."""
+    parts = -(-len(fetched) // LARGEST_FEED)
+    bounds = [len(fetched) * part // parts for part in range(parts + 1)]
+    for start, end in pairwise(bounds):
+        yield fetched[start:end]
