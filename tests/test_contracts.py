@@ -94,7 +94,7 @@ def test_every_message_of_a_topic_or_rpc_names_its_policy(files: FileDescriptorS
 def test_packed_messages_are_other_messages_read_differently(
     files: FileDescriptorSet, name: str
 ) -> None:
-    """Numbers, names and types agree; only lists of numbers and what is nested is read otherwise."""
+    """Numbers, names and types agree; only lists and what is nested are read otherwise."""
     wire = contracts.wire_format(files)["messages"]
     read, written = wire[f"Packed{name}"], wire[name]
     assert {number: field[0] for number, field in read.items()} == {
