@@ -9,16 +9,15 @@ stays silent gets a tick.
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import structlog
 
 from policy.errors import OffsetGap, RetentionLost, StreamError
 from stream import join_metrics as metrics
-from stream.codec import has_boundary_header, has_tick_header
+from stream.fetched import portions, records_from
 from stream.join import Log, PartitionJoin, Record
 from stream.join_logs import JoinLogs
 from stream.step_writer import StepWriter
@@ -27,9 +26,6 @@ log = structlog.get_logger(__name__)
 
 BUFFERED_BATCHES = 4
 """Batches that wait in front of a partition's core."""
-
-LARGEST_FEED = 1_000
-"""Records that are fed at a time, so that no partition keeps the others waiting for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,20 +254,8 @@ class PartitionOwner:
             await self._tick()
 
     async def _read(self, each: Log, fetched: Sequence[Any]) -> None:
-        for portion in _portions(fetched):
-            position = self._core.position(each)
-            records = [
-                Record(
-                    r.offset,
-                    r.timestamp,
-                    r.key,
-                    r.value,
-                    has_tick_header(r.headers),
-                    has_boundary_header(r.headers),
-                )
-                for r in portion
-                if r.offset >= position
-            ]
+        for portion in portions(fetched):
+            records = records_from(portion, self._core.position(each))
             self._check_same(each, portion)
             if not records or self._suspended:
                 continue
@@ -397,11 +381,3 @@ class PartitionOwner:
 
     def _place(self, each: Log) -> str:
         return f"{each.value} partition {self.partition}"
-
-
-def _portions(fetched: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Parts of about the same size: the last one has its fixed cost too."""
-    parts = -(-len(fetched) // LARGEST_FEED)
-    bounds = [len(fetched) * part // parts for part in range(parts + 1)]
-    for start, end in pairwise(bounds):
-        yield fetched[start:end]
