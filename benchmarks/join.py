@@ -157,7 +157,7 @@ def _join(servers: str, topics: Topics, backlog: Backlog, folder: Path) -> Work:
             seen = _Seen.of(process.pid, port)
             if not seen.read:
                 before = seen
-            elif seen.read == backlog.records and not seen.open_groups:
+            elif seen.read == backlog.records and not seen.unfinished:
                 return Work(seen.read, seen.wall_s - before.wall_s, seen.cpu_s - before.cpu_s)
             if process.poll() is not None or time.monotonic() > deadline:
                 raise GradeError(
@@ -171,7 +171,8 @@ class _Seen(NamedTuple):
     """A worker at one moment."""
 
     read: int
-    open_groups: int
+    unfinished: int
+    """Groups that have not left, and steps that have not been acknowledged."""
     wall_s: float
     cpu_s: float
 
@@ -180,8 +181,8 @@ class _Seen(NamedTuple):
         """Ask a worker how far it is; the clocks are read afterwards."""
         owned = (ask(port, "/health") or {}).get("partitions", {}).values()
         read = sum(sum(each["positions"].values()) for each in owned)
-        open_groups = sum(each["open_groups"] for each in owned)
-        return cls(read, open_groups, time.monotonic(), cpu_s(pid))
+        unfinished = sum(each["open_groups"] + each["unwritten_steps"] for each in owned)
+        return cls(read, unfinished, time.monotonic(), cpu_s(pid))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from grade.v1.impression_pb2 import Impression
 from grade.v1.reward_group_pb2 import Rewards
 
 from policy.fusion import Floats, fuse, rank, transform_scores
+from policy.packed import FLOAT32, numbers
 from policy.schema import Schema
 
 COMPUTATION: int = 1
@@ -185,11 +186,15 @@ def format_rewards(schema: Schema, weights: npt.ArrayLike) -> Floats:
 class ClosedGroup(NamedTuple):
     """What the rewards of one group are worked out from."""
 
-    impression: Impression
-    """A valid impression: dimensions, positions and scores have been checked."""
-    weights: Sequence[float]
-    """[member, objective] row-major, the fusion weights as they were shipped."""
-    conversions: Sequence[Conversion]
+    scores: bytes
+    """[candidate, objective] float32, little-endian: of the items shown, then of the unshown."""
+    weights: bytes
+    """[member, objective] float32, little-endian: the fusion weights as they were shipped."""
+    item_ids: Sequence[str] = ()
+    """[item] the items shown; needed only if there are conversions."""
+    positions: Sequence[int] = ()
+    """[item] where each was shown, 0 is the top; likewise."""
+    conversions: Sequence[Conversion] = ()
     """In the order of their offsets."""
 
 
@@ -226,13 +231,13 @@ def rewards_of(schema: Schema, groups: Sequence[ClosedGroup]) -> list[Rewards]:
     Raises:
         ValueError: see `gains`.
     """
-    alike: dict[tuple[int, int, int], list[int]] = {}
-    for index, (impression, weights, _) in enumerate(groups):
-        dimensions = len(impression.item_ids), len(impression.unshown_scores), len(weights)
-        alike.setdefault(dimensions, []).append(index)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, group in enumerate(groups):
+        alike.setdefault((len(group.scores), len(group.weights)), []).append(index)
     found: dict[int, Rewards] = {}
-    for (items, unshown, weights_of_one), indices in alike.items():
-        terms = weights_of_one * (items + unshown // schema.n_objectives)
+    row = FLOAT32.itemsize * schema.n_objectives
+    for (scores, weights), indices in alike.items():
+        terms = (weights // row) * (scores // row) * schema.n_objectives
         portion = max(1, NUMBERS_TOGETHER // max(1, terms))
         for first in range(0, len(indices), portion):
             at_once = indices[first : first + portion]
@@ -261,17 +266,23 @@ def group_rewards(
         weights: [member, objective] the fusion weights as they were shipped.
         conversions: the group's conversions, in the order of their offsets.
     """
-    flat: list[float] = weights.ravel().tolist()
-    return rewards_of(schema, [ClosedGroup(impression, flat, conversions)])[0]
+    return rewards_of(schema, [closed_group(impression, weights, conversions)])[0]
+
+
+def closed_group(
+    impression: Impression, weights: npt.NDArray[np.float32], conversions: Sequence[Conversion]
+) -> ClosedGroup:
+    """A group by its messages; arguments as in `group_rewards`."""
+    scores = np.array([*impression.scores, *impression.unshown_scores], FLOAT32).tobytes()
+    shown = impression.item_ids, impression.positions
+    return ClosedGroup(scores, weights.astype(FLOAT32).tobytes(), *shown, conversions)
 
 
 def _rewards_of_alike(schema: Schema, groups: Sequence[ClosedGroup]) -> list[Rewards]:
-    """Rewards of groups with the same numbers of items, candidates and members."""
-    flat: list[float] = []
-    for group in groups:
-        flat += group.weights
-    weights = np.array(flat).reshape(len(groups), -1, schema.n_objectives)
-    scores = candidate_scores(schema, [group.impression for group in groups])
+    """Rewards of groups with the same numbers of candidates and members."""
+    shape = len(groups), -1, schema.n_objectives
+    weights = numbers(FLOAT32, [group.weights for group in groups]).reshape(shape)
+    scores = numbers(FLOAT32, [group.scores for group in groups]).reshape(shape)
     fused = fuse(weights, transform_scores(schema, scores))
     if _tables(schema).predicting:
         prior = discounted(expected_values(schema, scores)[:, None, :], rank(fused))
@@ -291,16 +302,28 @@ def _add_outcomes(
 
     Args:
         schema: the policy's schema.
-        groups: with the same number of items.
+        groups: with the same number of candidates.
         fused: [group, member, candidate].
         rewards: to be completed.
     """
-    rows = [row for row, group in enumerate(groups) if group.conversions]
-    if not rows:
-        return
-    chosen = [groups[row] for row in rows]
-    gain = np.array([gains(schema, each.impression.item_ids, each.conversions) for each in chosen])
-    values = examined_gains(schema, gain, [each.impression.positions[:] for each in chosen])
+    alike: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        if group.conversions:
+            alike.setdefault(len(group.item_ids), []).append(row)
+    for rows in alike.values():
+        _add_outcomes_of_alike(schema, [groups[row] for row in rows], rows, fused, rewards)
+
+
+def _add_outcomes_of_alike(
+    schema: Schema,
+    chosen: Sequence[ClosedGroup],
+    rows: Sequence[int],
+    fused: Floats,
+    rewards: Sequence[Rewards],
+) -> None:
+    """The same for groups with the same number of items, which are these rows of the others."""
+    gain = np.array([gains(schema, each.item_ids, each.conversions) for each in chosen])
+    values = examined_gains(schema, gain, [each.positions for each in chosen])
     shown = fused[rows, :, : gain.shape[-1]]
     posterior = discounted(values[:, None, :], rank(shown)).tolist()
     best = ideal(values).tolist()

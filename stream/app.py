@@ -30,6 +30,10 @@ log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 
+MOST_FETCHED = 20_000
+"""Records that are handed on at a time: all that has come, so that no partition's part is cut. How
+much that can be is bounded in bytes, by Faust's `consumer_max_fetch_size` per partition."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
@@ -212,7 +216,7 @@ def faust_app(
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 4,
         broker_rebalance_timeout=max(60.0, settings.session_timeout_s),
-        broker_max_poll_records=2_000,
+        broker_max_poll_records=MOST_FETCHED,
         consumer_auto_offset_reset="earliest",
         stream_buffer_maxsize=8,
         stream_wait_empty=False,

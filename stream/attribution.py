@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from grade.v1.conversion_pb2 import Conversion
 from grade.v1.generation_pb2 import Generation
+from grade.v1.impression_pb2 import Impression
 
 from stream.join_records import Record, SoundImpression
 from stream.standing import OPEN
@@ -36,25 +37,36 @@ class PendingConversion:
         """Once impressions have been read up to here, none can follow that it belongs to."""
 
 
+class Shown(NamedTuple):
+    """The list that was shown."""
+
+    item_ids: tuple[str, ...]
+    positions: tuple[int, ...]
+    """[item] 0 is the top."""
+
+
 class Window:
     """An accepted impression and the conversions that its attribution window has brought.
 
-    The impression is kept as it was read: decoded it takes three times the memory.
+    The impression is kept encoded: decoded it takes three times the memory, and few are asked for
+    what was shown.
     """
 
     __slots__ = (
+        "_shown",
         "close_ms",
         "earlier",
         "early_end_ms",
         "end_ms",
-        "item_ids",
         "late_end_ms",
         "members",
         "offset",
         "request_id",
+        "scores",
         "terms",
         "time_ms",
         "value",
+        "weights",
     )
 
     def __init__(
@@ -75,11 +87,21 @@ class Window:
         self.close_ms = max(self.end_ms, least_close_ms)
         """When its group may leave; later than its end if an earlier generation is still open."""
         self.request_id = impression.request_id
-        self.item_ids = impression.item_ids
-        self.value = record.value or b""
+        self.value = impression.value
+        self.scores = impression.scores
+        self.weights = impression.weights
+        self._shown: Shown | None = None
         self.members: list[PendingConversion] = []
         self.earlier: Window | None = None
         """The accepted impression of the same request before this one."""
+
+    @property
+    def shown(self) -> Shown:
+        """The list that was shown."""
+        if self._shown is None:
+            impression = Impression.FromString(self.value)
+            self._shown = Shown(tuple(impression.item_ids), tuple(impression.positions))
+        return self._shown
 
     def holds(self, conversion: PendingConversion) -> bool:
         """Whether a conversion of its request lies in it."""
@@ -93,8 +115,8 @@ class Window:
 
     def close(self) -> None:
         """Let go of all that only an open window needs."""
-        self.item_ids = ()
-        self.value = b""
+        self._shown = None
+        self.value = self.scores = self.weights = b""
         self.members.clear()
 
 

@@ -99,12 +99,12 @@ def _murmur2_of_alike(keys: Sequence[bytes], length: int) -> npt.NDArray[np.uint
 
 def has_tick_header(headers: Sequence[tuple[str, bytes | None]]) -> bool:
     """Whether a record says that it is a tick; with a value it is a broken one all the same."""
-    return any(name == TICK_HEADER[0] for name, _ in headers)
+    return bool(headers) and any(name == TICK_HEADER[0] for name, _ in headers)
 
 
 def has_boundary_header(headers: Sequence[tuple[str, bytes | None]]) -> bool:
     """Whether a record says that a generation begins there; its value may be broken."""
-    return any(name == BOUNDARY_HEADER[0] for name, _ in headers)
+    return bool(headers) and any(name == BOUNDARY_HEADER[0] for name, _ in headers)
 
 
 def is_tick(headers: Sequence[tuple[str, bytes | None]], value: bytes | None) -> bool:

@@ -25,7 +25,7 @@ from policy.errors import OffsetGap, StreamError
 from stream.attribution import Attribution, Crossing, PendingConversion, Window
 from stream.deduplication import RecentKeys, RecentVolume
 from stream.horizons import known
-from stream.join_outputs import Outputs, check_retained, decided_before
+from stream.join_outputs import LeavingGroup, Outputs, check_retained, decided_before
 from stream.join_records import (
     NEVER,
     Cursor,
@@ -83,7 +83,7 @@ JOINED_OVERHEAD_BYTES = 32
 _NO_LIMITS = JoinLimits()
 
 FINISHED_TOGETHER = 128
-"""Most groups whose rewards are worked out together: no more of them are held decoded."""
+"""Most groups whose rewards are worked out together: no more of them are held until then."""
 
 
 class PartitionJoin:
@@ -135,7 +135,7 @@ class PartitionJoin:
         self._least_close_ms = self._left_close_ms = NEVER
         # Groups that leave now, the last ones, all of one generation; their rewards are worked out
         # together.
-        self._leaving: list[JoinRecord] = []
+        self._leaving: list[LeavingGroup] = []
         self._leaving_terms = first
 
     @property
@@ -404,7 +404,7 @@ class PartitionJoin:
             self._attribution.wait(conversion)
 
     def _join(self, conversion: PendingConversion, window: Window, step: Step) -> None:
-        if conversion.message.item_id not in window.item_ids:
+        if conversion.message.item_id not in window.shown.item_ids:
             self._kill(conversion, not_shown(conversion, window), step)
             return
         if conversion.terms is not window.terms:
@@ -447,11 +447,12 @@ class PartitionJoin:
             if isinstance(window, Window):
                 if new:
                     self._open_groups -= 1
-                    record = self._outputs.group(window)
+                    group = self._outputs.group(window)
+                    standing = group.record.group.standing
                     self._frontier.at_group(
-                        record.group.standing, window.offset, window.time_ms, window.close_ms
+                        standing, window.offset, window.time_ms, window.close_ms
                     )
-                    self._leaving.append(record)
+                    self._leaving.append(group)
                     self._leaving_terms = window.terms
                     if len(self._leaving) == FINISHED_TOGETHER:
                         self._finish_groups(step)

@@ -106,7 +106,7 @@ class JoinLogs:
         await self._open.aclose()
 
     async def append(self, partition: int, outputs: Iterable[Output]) -> bytes | None:
-        """Write records and wait until they are acknowledged, those of one topic in order.
+        """Write records and wait until they are acknowledged: topics at once, each in order.
 
         Args:
             partition: partition of every topic that is written to.
@@ -121,8 +121,9 @@ class JoinLogs:
         by_kind: dict[Kind, list[Output]] = {}
         for output in outputs:
             by_kind.setdefault(output.kind, []).append(output)
-        for kind, same in by_kind.items():
-            await self._append(self.topic_of[kind], partition, same)
+        await asyncio.gather(
+            *(self._append(self.topic_of[kind], partition, same) for kind, same in by_kind.items())
+        )
         groups = by_kind.get(Kind.REWARD_GROUPS)
         return groups[-1].value if groups else None
 

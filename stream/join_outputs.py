@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
-from grade.v1.decision_pb2 import ARM_HOLDOUT, Decision
+from grade.v1.packed_pb2 import PackedJoinRecord, PackedRewardGroup
 from grade.v1.refused_pb2 import Reason, Refused
 from grade.v1.reward_group_pb2 import (
     Boundary,
@@ -24,7 +24,7 @@ from stream.join_records import NEVER, Cursor, Kind, Log, Loss, Output, Record
 from stream.terms import Terms
 from stream.validation import shown
 
-_Signed = RewardGroup | Progress | Boundary | Start
+_Signed = RewardGroup | PackedRewardGroup | Progress | Boundary | Start
 
 
 class Furthest(NamedTuple):
@@ -35,6 +35,16 @@ class Furthest(NamedTuple):
     """Offset of the last impression whose group has been written."""
     close_ms: int
     """Close time of the record."""
+
+
+class LeavingGroup(NamedTuple):
+    """A group on its way out."""
+
+    record: PackedJoinRecord
+    """Without rewards."""
+    key: bytes
+    closed: ClosedGroup | None
+    """What its rewards are worked out from; None in the holdout arm."""
 
 
 class Outputs:
@@ -69,44 +79,36 @@ class Outputs:
             done.impression_offset, done.conversion_offset = loss.done
         return Output(Kind.REWARD_GROUPS, b"", encode(record))
 
-    def group(self, window: Window) -> JoinRecord:
+    def group(self, window: Window) -> LeavingGroup:
         """The group of an impression whose window has closed, without standing and rewards."""
         terms = window.terms
-        record = JoinRecord()
+        record = PackedJoinRecord()
         group = record.group
         _sign(group, terms)
         group.offset = window.offset
         group.impression_time_ms = window.time_ms
         group.close_time_ms = window.close_ms
-        group.impression.MergeFromString(window.value)
+        group.impression = window.value
         for member in window.members:
             group.conversions.add(
                 offset=member.record.offset, time_ms=member.time_ms, conversion=member.message
             )
-        return record
+        closed = _closed(window) if window.weights else None
+        return LeavingGroup(record, window.request_id.encode(), closed)
 
-    def finished(self, terms: Terms, records: Sequence[JoinRecord]) -> list[Output]:
+    def finished(self, terms: Terms, groups: Sequence[LeavingGroup]) -> list[Output]:
         """Groups with their rewards, which are worked out together.
 
         Args:
             terms: of their generation.
-            records: as `group` returns them, in the order in which they are written.
+            groups: as `group` returns them, in the order in which they are written.
         """
-        rewarded, closed = [], []
-        for record in records:
-            impression = record.group.impression
-            decision = Decision.FromString(impression.decision.payload)
-            if decision.arm != ARM_HOLDOUT:
-                conversions = [member.conversion for member in record.group.conversions]
-                rewarded.append(record.group)
-                closed.append(ClosedGroup(impression, decision.weights[:], conversions))
-        computed = COMPUTATIONS[terms.computation](terms.schema, closed)
-        for group, rewards in zip(rewarded, computed, strict=True):
-            group.rewards.CopyFrom(rewards)
-        return [
-            Output(Kind.REWARD_GROUPS, record.group.impression.request_id.encode(), encode(record))
-            for record in records
-        ]
+        closed = [each.closed for each in groups if each.closed is not None]
+        computed = iter(COMPUTATIONS[terms.computation](terms.schema, closed))
+        for each in groups:
+            if each.closed is not None:
+                each.record.group.rewards.CopyFrom(next(computed))
+        return [Output(Kind.REWARD_GROUPS, each.key, encode(each.record)) for each in groups]
 
     def boundary(self, crossing: Crossing, record: JoinRecord) -> Output:
         """The last record of a generation.
@@ -255,6 +257,13 @@ class Outputs:
                 f"{terms.generation}, seen one of {_signature(*seen)}"
             )
         terms.require_computable()
+
+
+def _closed(window: Window) -> ClosedGroup:
+    if not window.members:
+        return ClosedGroup(window.scores, window.weights)
+    conversions = [member.message for member in window.members]
+    return ClosedGroup(window.scores, window.weights, *window.shown, conversions)
 
 
 def _sign(record: _Signed, terms: Terms) -> None:

@@ -71,8 +71,12 @@ class SoundImpression(NamedTuple):
     """What the join needs of a valid impression before its group leaves."""
 
     request_id: str
-    item_ids: tuple[str, ...]
-    """[item] the items shown."""
+    value: bytes
+    """The impression as its group holds it: as if it had been serialized here."""
+    scores: bytes
+    """[candidate, objective] float32, little-endian: of the items shown, then of the unshown."""
+    weights: bytes
+    """[member, objective] likewise; empty in the holdout arm, which earns no rewards."""
 
 
 class Kind(enum.Enum):
@@ -93,7 +97,7 @@ class Output(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one batch led to. Write in this order, each list acknowledged before the next."""
+    """What one batch led to. Write in this order, `side` acknowledged before the others."""
 
     side: list[Output]
     groups: list[Output]

@@ -8,7 +8,7 @@ from stream.validation import Refusal, shown
 
 def not_shown(conversion: PendingConversion, window: Window) -> Refusal:
     """Its item is none of those of the impression whose window it lies in."""
-    items = window.item_ids
+    items = window.shown.item_ids
     listed = ", ".join(shown(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
     return Refusal(
         Reason.REASON_ITEM_NOT_SHOWN,

@@ -1,9 +1,10 @@
 """The owner of one partition: batches in, effects out, and a tick when the logs are silent.
 
 It reads nothing by itself and decides nothing: the core (stream/join.py) does. What it adds is
-order: outputs are written as rule 12 of design §3 says and acknowledged before the next batch is
-read; a batch that does not continue its log is sought again; a log that the core cannot take
-further is paused; a log that has been read to its end and stays silent gets a tick.
+order: outputs go to a writer that keeps rule 12 of design §3 (stream/step_writer.py), which also
+says why the next batch may be read meanwhile; a batch that does not continue its log is sought
+again; a log that the core cannot take further is paused; a log that has been read to its end and
+stays silent gets a tick.
 """
 
 import asyncio
@@ -13,22 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import structlog
-from grade.v1.refused_pb2 import Refused
-from grade.v1.reward_group_pb2 import JoinRecord
 
-from policy.errors import OffsetGap, RetentionLost, StreamError, reason_name
+from policy.errors import OffsetGap, RetentionLost, StreamError
 from stream import join_metrics as metrics
-from stream.codec import has_boundary_header, has_tick_header
-from stream.join import Log, PartitionJoin, Record, Step
+from stream.fetched import portions, records_from
+from stream.join import Log, PartitionJoin, Record
 from stream.join_logs import JoinLogs
+from stream.step_writer import StepWriter
 
 log = structlog.get_logger(__name__)
 
 BUFFERED_BATCHES = 4
 """Batches that wait in front of a partition's core."""
-
-LARGEST_FEED = 500
-"""Records that are fed at a time, so that no partition keeps the others waiting for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class PartitionOwner:
         self._logs = logs
         self._flow = flow
         self._settings = settings
-        self._written = written
+        self._writer = StepWriter(logs, partition, written)
         now = time.monotonic()
         self._states = {each: _LogState(ends[each], now) for each in Log}
         self._batches: asyncio.Queue[tuple[Log, Sequence[Any]]] = asyncio.Queue(BUFFERED_BATCHES)
@@ -123,17 +120,12 @@ class PartitionOwner:
             BoundaryError: this build lacks the computation of a generation that begins.
             KafkaUnreachable: an output was not acknowledged.
         """
-        while True:
-            try:
-                async with asyncio.timeout(self._patience_s()):
-                    each, fetched = await self._batches.get()
-            except TimeoutError:
-                pass
-            else:
-                self._settled = False
-                await self._read(each, fetched)
-                self._settled = True
-            await self._tick()
+        tasks = [asyncio.create_task(work) for work in (self._read_on(), self._writer.run())]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def put(self, each: Log, fetched: Sequence[Any], end: int) -> None:
         """Hand over a batch; waits while too many are in front of it.
@@ -162,7 +154,8 @@ class PartitionOwner:
         Args:
             written: value of the partition's last reward-groups record.
         """
-        return self._settled and written == self._written
+        settled = self._settled and not self._writer.unwritten
+        return settled and written == self._writer.written
 
     def continue_from(self) -> dict[Log, int]:
         """End the suspension; returns where to read from."""
@@ -222,13 +215,14 @@ class PartitionOwner:
         self._progress_at = time.monotonic()
 
     def health(self) -> dict[str, Any]:
-        """Positions, lag, generations and open groups."""
+        """Positions, lag, generations, open groups and steps that are not acknowledged yet."""
         return {
             "positions": {each.value: self._core.position(each) for each in Log},
             "lag": {each.value: self.lag(each) for each in Log},
             "generation": {each.value: self._core.generation(each) for each in Log},
             "paused": [each.value for each in Log if self._states[each].paused],
             "open_groups": self._core.open_groups,
+            "unwritten_steps": self._writer.unwritten,
             "last_progress_s": round(self._progress_time_s, 3),
         }
 
@@ -238,24 +232,31 @@ class PartitionOwner:
         for each in Log:
             metrics.LAG.labels(self.partition, each.value).set(self.lag(each))
 
-    # --- reading and writing ---
+    # --- reading ---
+
+    async def _read_on(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._patience_s()):
+                    each, fetched = await self._batches.get()
+            except TimeoutError:
+                pass
+            else:
+                self._settled = False
+                try:
+                    await self._read(each, fetched)
+                except StreamError:
+                    # What was read before is sound, and a new owner may not be able to read it
+                    # again.
+                    await self._writer.finish()
+                    raise
+                self._settled = True
+            await self._tick()
 
     async def _read(self, each: Log, fetched: Sequence[Any]) -> None:
-        for start in range(0, len(fetched), LARGEST_FEED):
-            position = self._core.position(each)
-            records = [
-                Record(
-                    r.offset,
-                    r.timestamp,
-                    r.key,
-                    r.value,
-                    has_tick_header(r.headers),
-                    has_boundary_header(r.headers),
-                )
-                for r in fetched[start : start + LARGEST_FEED]
-                if r.offset >= position
-            ]
-            self._check_same(each, fetched[start : start + LARGEST_FEED])
+        for portion in portions(fetched):
+            records = records_from(portion, self._core.position(each))
+            self._check_same(each, portion)
             if not records or self._suspended:
                 continue
             try:
@@ -270,26 +271,10 @@ class PartitionOwner:
             state.heard_at = self._progress_at = time.monotonic()
             self._progress_time_s = time.time()
             metrics.RECORDS_READ.labels(each.value).inc(len(records))
-            await self._write(step)
+            await self._writer.put(step)
             for steered in Log:
                 self._steer(steered)
-
-    async def _write(self, step: Step) -> None:
-        if not any(step):
-            return
-        with metrics.WRITE_SECONDS.time():
-            for stage in step:
-                if stage:
-                    last = await self._logs.append(self.partition, stage)
-                    self._written = last or self._written
-        metrics.GROUPS.inc(len(step.groups))
-        metrics.PROGRESS.inc(len(step.progress))
-        for output in step.side:
-            reason = Refused.FromString(output.value).reason
-            metrics.REFUSED.labels(reason_name(reason)).inc()
-        if step.progress:
-            standing = JoinRecord.FromString(step.progress[-1].value).progress.standing
-            metrics.show_decided(self.partition, standing.counts)
+            await asyncio.sleep(0)  # the others' turn: neither needs to have waited
 
     def _steer(self, each: Log) -> None:
         """Pause a log that the core cannot take further, and resume it when it can (rule 7)."""

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 from grade.v1.decision_pb2 import ARM_HOLDOUT, ARM_POLICY
-from grade.v1.packed_pb2 import PackedDecision, PackedImpression
+from grade.v1.packed_pb2 import PackedImpression
 
 from policy.dirichlet import Floats, log_density
 from policy.initial import LARGEST_FEATURE
+from policy.packed import FLOAT32, FLOAT64, read_packed
 from stream.checks import LATEST_MS, MOST_MEMBERS
-from stream.codec import partitions_for
+from stream.codec import encode, partitions_for
 from stream.decision_checks import (
     DENSITY_TOLERANCE,
     FLOAT32_TOLERANCE,
@@ -42,9 +43,19 @@ FEWEST: Final = 6
 BEYOND_DOUBT: Final = 0.999
 """Share of a tolerance that is taken up at most: sums may be rounded otherwise there."""
 
-_FLOAT32, _FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
 _ONE_BYTE: Final = 0x80
 """Least varint that takes two bytes."""
+
+
+class _Lists(NamedTuple):
+    """The packed lists of numbers of an impression and its decision."""
+
+    features: bytes
+    alpha: bytes
+    weights: bytes
+    log_densities: bytes
+    scores: bytes
+    unshown_scores: bytes
 
 
 class _Shape(NamedTuple):
@@ -58,6 +69,14 @@ class _Shape(NamedTuple):
     log_densities: int
     scores: int
     unshown_scores: int
+
+
+class _Found(NamedTuple):
+    """An impression of which only the numbers are left to be checked."""
+
+    row: int
+    request_id: str
+    lists: _Lists
 
 
 class ImpressionReader:
@@ -105,13 +124,16 @@ class ImpressionReader:
         )
         if isinstance(read, Refusal):
             return read
-        return SoundImpression(read.request_id, tuple(read.item_ids))
+        decision = read_packed(read.decision.payload)
+        numbers = np.array([*read.scores, *read.unshown_scores], FLOAT32)
+        weights = b"" if decision.arm == ARM_HOLDOUT else decision.weights
+        return SoundImpression(read.request_id, encode(read), numbers.tobytes(), weights)
 
     def _sound(self, records: Sequence[Record]) -> list[SoundImpression | None]:
         """[record] what is needed of an impression that is sound beyond doubt; None: ask."""
         keys = [record.key or b"" for record in records]
         placed = partitions_for(keys, self._partitions)
-        alike: dict[_Shape, list[tuple[int, PackedImpression]]] = {}
+        alike: dict[_Shape, list[_Found]] = {}
         sound: list[SoundImpression | None] = [None] * len(records)
         for row, record in enumerate(records):
             impression = _decoded(record, self._max_bytes)
@@ -119,16 +141,20 @@ class ImpressionReader:
                 continue
             items = impression.item_ids[:]
             if self._belongs(impression, keys[row]) and _are_shown(items, impression.positions):
-                shape = _shape(impression, len(items))
+                decision, lists = impression.decision.payload, _lists(impression)
+                shape = _Shape(decision.arm, len(items), *map(len, lists))
                 members = _members_of(shape, self._schema.n_features, self._schema.n_objectives)
-                if impression.decision.payload.executed < members:
-                    alike.setdefault(shape, []).append((row, impression))
-                    sound[row] = SoundImpression(impression.request_id, tuple(items))
-        for shape, found in alike.items():
-            passed = self._numbers_pass(shape, [impression for _, impression in found])
-            for (row, _), good in zip(found, passed.tolist(), strict=True):
-                if not good:
-                    sound[row] = None
+                if decision.executed < members:
+                    found = _Found(row, impression.request_id, lists)
+                    alike.setdefault(shape, []).append(found)
+        for shape, same in alike.items():
+            passed = self._numbers_pass(shape, [each.lists for each in same])
+            for (row, request_id, lists), good in zip(same, passed.tolist(), strict=True):
+                if good:
+                    scores = lists.scores + lists.unshown_scores
+                    weights = b"" if shape.arm == ARM_HOLDOUT else lists.weights
+                    value = records[row].value or b""
+                    sound[row] = SoundImpression(request_id, value, scores, weights)
         return sound
 
     def _belongs(self, impression: PackedImpression, key: bytes) -> bool:
@@ -148,25 +174,22 @@ class ImpressionReader:
             and 0 <= impression.shown_at_ms <= LATEST_MS
         )
 
-    def _numbers_pass(
-        self, shape: _Shape, impressions: Sequence[PackedImpression]
-    ) -> npt.NDArray[np.bool_]:
+    def _numbers_pass(self, shape: _Shape, lists: Sequence[_Lists]) -> npt.NDArray[np.bool_]:
         """[impression] whether all numbers are in order."""
-        decisions = [impression.decision.payload for impression in impressions]
-        features = _table(_FLOAT32, [decision.features for decision in decisions])
+        features = _table(FLOAT32, [each.features for each in lists])
         passed = (np.abs(features) <= LARGEST_FEATURE).all(axis=1)
-        passed &= np.isfinite(_table(_FLOAT32, [each.scores for each in impressions])).all(axis=1)
+        passed &= np.isfinite(_table(FLOAT32, [each.scores for each in lists])).all(axis=1)
         if shape.unshown_scores:
-            unshown = _table(_FLOAT32, [each.unshown_scores for each in impressions])
+            unshown = _table(FLOAT32, [each.unshown_scores for each in lists])
             passed &= np.isfinite(unshown).all(axis=1)
-        rows = _table(_FLOAT32, [decision.weights for decision in decisions])
+        rows = _table(FLOAT32, [each.weights for each in lists])
         weights = rows.astype(np.float64).reshape(len(rows), -1, self._schema.n_objectives)
         passed &= np.isfinite(weights).all(axis=(1, 2))
         passed &= (weights >= self._least).all(axis=(1, 2))
         off = np.abs(weights.sum(axis=-1) - 1)
         passed &= (off <= BEYOND_DOUBT * SIMPLEX_TOLERANCE).all(axis=1)
         if shape.alpha:
-            return self._densities_pass(passed, weights, decisions)
+            return self._densities_pass(passed, weights, lists)
         far = np.abs(weights[:, 0, :] - self._baseline)
         return np.asarray(passed & (far <= BEYOND_DOUBT * FLOAT32_TOLERANCE).all(axis=1))
 
@@ -174,11 +197,11 @@ class ImpressionReader:
         self,
         passed: npt.NDArray[np.bool_],
         weights: Floats,
-        decisions: Sequence[PackedDecision],
+        lists: Sequence[_Lists],
     ) -> npt.NDArray[np.bool_]:
-        """[decision] whether alpha and densities are in order, where all else is."""
-        alpha = _table(_FLOAT64, [decision.alpha for decision in decisions])
-        seen = _table(_FLOAT64, [decision.log_densities for decision in decisions])
+        """[impression] whether alpha and densities are in order, where all else is."""
+        alpha = _table(FLOAT64, [each.alpha for each in lists])
+        seen = _table(FLOAT64, [each.log_densities for each in lists])
         rows = np.flatnonzero(passed & ((alpha > 0) & (alpha <= LARGEST_ALPHA)).all(axis=1))
         right = log_density(weights[rows], alpha[rows, None, :], self._floors)
         off = np.abs(seen[rows] - right)
@@ -200,20 +223,18 @@ def _decoded(record: Record, max_bytes: int) -> PackedImpression | None:
     # A field that came twice, or in another encoding, is not read as it should be: it is missing
     # here, or among what is unknown.
     impression.DiscardUnknownFields()
-    return impression if impression.ByteSize() == len(value) else None
+    return impression if encode(impression) == value else None
 
 
-def _shape(impression: PackedImpression, items: int) -> _Shape:
+def _lists(impression: PackedImpression) -> _Lists:
     decision = impression.decision.payload
-    return _Shape(
-        decision.arm,
-        items,
-        len(decision.features),
-        len(decision.alpha),
-        len(decision.weights),
-        len(decision.log_densities),
-        len(impression.scores),
-        len(impression.unshown_scores),
+    return _Lists(
+        decision.features,
+        decision.alpha,
+        decision.weights,
+        decision.log_densities,
+        impression.scores,
+        impression.unshown_scores,
     )
 
 

@@ -51,6 +51,7 @@ class LogReading:
         "_fates",
         "_first_above_ms",
         "_log",
+        "_rewind",
         "_steps",
         "counts",
         "done",
@@ -79,6 +80,8 @@ class LogReading:
         # [when it is decided, fate] of every record from `done` on.
         self._fates: deque[list[int]] = deque()
         self._first_above_ms = NEVER
+        # What was asked for last; it holds for many groups.
+        self._rewind: Rewind | None = None
 
     def resume(self, rewind: Rewind, done: int, counts: list[int], first_above_ms: int) -> None:
         """Begin to read at a recovered rewind.
@@ -148,11 +151,14 @@ class LogReading:
 
     def rewind_after(self, time_ms: int) -> Rewind:
         """The first record later than a time. Times asked for never fall."""
-        steps = self._steps
+        steps, rewind = self._steps, self._rewind
         while steps[0][1] <= time_ms:
             self._before_ms = steps.popleft()[1]
-        offset, _, generation = steps[0]
-        return Rewind(offset, self._before_ms, generation)
+            rewind = None
+        if rewind is None:
+            offset, _, generation = steps[0]
+            rewind = self._rewind = Rewind(offset, self._before_ms, generation)
+        return rewind
 
 
 class Frontier:

@@ -6,6 +6,7 @@ and its read offsets, below which it would drop records without a word, are clea
 the batches checks that their offsets are contiguous.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -14,6 +15,10 @@ import faust
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, AppT, ConsumerMessage, Message
 from yarl import URL
+
+FETCH_WAIT_MS = 50
+"""How long a broker may keep a fetch that finds nothing. It answers one fetch of a client at a time
+and a partition that is read to its end meanwhile has to wait for the next one."""
 
 StartOffsets = Callable[[set[TP]], Awaitable[Mapping[TP, int]]]
 
@@ -28,10 +33,22 @@ class FetchedBatch(NamedTuple):
     """Offset that the partition's next record will get, as far as the fetch knew."""
 
 
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Faust has 1.5 s here and no setting for it."""
+
+    def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> Any:
+        consumer: Any = super()._create_consumer(loop)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # read when it starts
+        return consumer
+
+
 class BatchConsumer(driver.Consumer):
     """Yields one message per partition and fetch."""
 
     logger = logging.getLogger("faust.transport")
+
+    def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """Fetch once; what arrives during a rebalance is left: all is sought again after it.

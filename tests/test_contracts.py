@@ -75,6 +75,7 @@ def test_every_message_of_a_topic_or_rpc_names_its_policy(files: FileDescriptorS
         "JoinedConversion",
         "Rewards",
         "JoinRecord",
+        "PackedJoinRecord",  # the same, for groups
         "Loss",
         "Setting",
         "Ledger",
@@ -89,22 +90,30 @@ def test_every_message_of_a_topic_or_rpc_names_its_policy(files: FileDescriptorS
     assert nameless == parts
 
 
-@pytest.mark.parametrize("name", ["Decision", "SignedDecision", "Impression"])
+@pytest.mark.parametrize("name", ["Decision", "SignedDecision", "Impression", "RewardGroup"])
 def test_packed_messages_are_other_messages_read_differently(
     files: FileDescriptorSet, name: str
 ) -> None:
-    """Numbers, names and types agree; only lists of numbers and the payload are read otherwise."""
+    """Numbers, names and types agree; only lists and what is nested are read otherwise."""
     wire = contracts.wire_format(files)["messages"]
     read, written = wire[f"Packed{name}"], wire[name]
     assert {number: field[0] for number, field in read.items()} == {
         number: field[0] for number, field in written.items()
     }
     for number, (field, kind, label) in written.items():
-        numbers = label == "LABEL_REPEATED" and kind != "TYPE_STRING"
+        numbers = label == "LABEL_REPEATED" and kind in {"TYPE_FLOAT", "TYPE_DOUBLE", "TYPE_UINT32"}
         if numbers:
             assert read[number][1:] == ["TYPE_BYTES", "LABEL_OPTIONAL"]
-        elif field not in ("payload", "decision"):
+        elif field not in ("payload", "decision", "impression"):
             assert read[number] == [field, kind, label]
+
+
+def test_a_packed_join_record_holds_its_group_where_a_join_record_does(
+    files: FileDescriptorSet,
+) -> None:
+    wire = contracts.wire_format(files)["messages"]
+    [(number, group)] = wire["PackedJoinRecord"].items()
+    assert group[0] == wire["JoinRecord"][number][0] == "group"
 
 
 def test_committed_stubs_are_fresh(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import policy.rewards
 from policy.fusion import rank
 from policy.rewards import (
-    ClosedGroup,
+    closed_group,
     discounted,
     discounts,
     examined_gains,
@@ -244,9 +244,9 @@ def test_no_group_changes_a_bit_of_another(seed: int, transform: str) -> None:
         items, unshown, members = (int(generator.integers(1, most)) for most in (5, 3, 4))
         weights = generator.dirichlet(np.ones(4), members).astype(np.float32)
         groups.append(
-            ClosedGroup(
+            closed_group(
                 make_impression(generator.random((items, 4)), generator.random((unshown - 1, 4))),
-                weights.ravel().tolist(),
+                weights,
                 [click(int(k)) for k in generator.integers(items, size=generator.integers(3))],
             )
         )

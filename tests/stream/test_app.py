@@ -341,6 +341,7 @@ def test_impressions_pause_while_many_groups_are_open(connection: Connection) ->
         await until(lambda: ("resume", impressions, 0) in worker.asked)
         # The click is more than a window ahead of all impressions: these are to be read first.
         assert worker.health()["paused"] == ["conversions"]
+        await until(lambda: worker.health()["unwritten_steps"] == 0)
 
     scene.play(act)
     groups = [record.group for record in scene.outputs() if record.HasField("group")]

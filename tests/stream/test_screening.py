@@ -1,10 +1,11 @@
 """What is read together is read as if it had been read one by one."""
 
+import struct
 from collections.abc import Callable
 from random import Random
 
 import pytest
-from grade.v1.decision_pb2 import Decision
+from grade.v1.decision_pb2 import ARM_POLICY, Decision
 from grade.v1.impression_pb2 import Impression
 
 from stream import screening
@@ -31,11 +32,21 @@ def one_by_one(records: list[Record], partitions: int) -> list[SoundImpression |
     found: list[SoundImpression | Refusal] = []
     for each in records:
         read = read_impression(SCHEMA, each, 0, partitions, max_bytes=MOST_BYTES)
-        if isinstance(read, Impression):
-            found.append(SoundImpression(read.request_id, tuple(read.item_ids)))
-        else:
-            found.append(read)
+        found.append(needed(read) if isinstance(read, Impression) else read)
     return found
+
+
+def needed(impression: Impression) -> SoundImpression:
+    """What the join keeps, number by number."""
+    decision = Decision.FromString(impression.decision.payload)
+    numbers = [*impression.scores, *impression.unshown_scores]
+    weights = decision.weights if decision.arm == ARM_POLICY else []
+    return SoundImpression(
+        impression.request_id,
+        encode(impression),
+        b"".join(struct.pack("<f", number) for number in numbers),
+        b"".join(struct.pack("<f", number) for number in weights),
+    )
 
 
 def with_decision(change: Callable[[Decision], object]) -> bytes:
@@ -57,9 +68,9 @@ SOUND = encode(valid_impression())
 
 def test_sound_impressions_are_not_asked_about_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(screening, "read_impression")
-    values = [SOUND, encode(valid_impression(holdout=True))] * FEWEST
-    read = ImpressionReader(TERMS, 0, 1).read([record(value) for value in values])
-    assert read == [SoundImpression("r1", tuple(valid_impression().item_ids))] * len(values)
+    impressions = [valid_impression(), valid_impression(holdout=True)] * FEWEST
+    read = ImpressionReader(TERMS, 0, 1).read([record(encode(each)) for each in impressions])
+    assert read == [needed(each) for each in impressions]
 
 
 def test_mutations_are_refused_alike() -> None:
@@ -90,6 +101,7 @@ def test_mutations_are_refused_alike() -> None:
         pytest.param(longer(SOUND, b"\x55" + bytes(4)), id="a weight that is not packed"),
         pytest.param(longer(SOUND, Decision(alpha=[1.0]).SerializeToString()), id="more alpha"),
         pytest.param(SOUND + b"\xf8\x07\x01", id="a field that is not known"),
+        pytest.param(SOUND[9:] + SOUND[:9], id="fields in another order"),
         pytest.param(SOUND + b"\x40\x80\x00", id="a number in more bytes than it needs"),
         pytest.param(encode(valid_impression()) + bytes(MOST_BYTES), id="too large"),
         pytest.param(with_decision(lambda d: setattr(d, "executed", 99)), id="no such member"),

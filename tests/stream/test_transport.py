@@ -4,9 +4,12 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+from aiokafka import AIOKafkaConsumer
+from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from stream.transport import BatchConsumer
+from stream.transport import FETCH_WAIT_MS, BatchConsumer
 
 PAUSED = TP("conversions", 2)
 
@@ -51,3 +54,21 @@ def test_nothing_is_handed_on_when_a_rebalance_began_during_the_fetch() -> None:
     consumer = consumer_paused_while_fetching()
     consumer.flow_active = False
     assert asyncio.run(fetch_once(consumer)) == []
+
+
+def test_a_fetch_that_finds_nothing_comes_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Faust makes becomes as a client that was told so: aiokafka's name for it still holds."""
+    thread = driver.AIOKafkaConsumerThread
+    monkeypatch.setattr(thread, "__init__", lambda self, consumer, **_: None)
+
+    async def waits_ms() -> list[int]:
+        by_faust = AIOKafkaConsumer(fetch_max_wait_ms=1_500)
+        told = AIOKafkaConsumer(fetch_max_wait_ms=FETCH_WAIT_MS)
+        monkeypatch.setattr(thread, "_create_consumer", lambda self, loop: by_faust)
+        batches = cast(Any, SimpleNamespace(loop=None, beacon=None))
+        made = BatchConsumer._new_consumer_thread(batches)._create_consumer(batches.loop)
+        found = [vars(client)["_fetch_max_wait_ms"] for client in (told, made)]
+        await asyncio.gather(told.stop(), by_faust.stop())
+        return found
+
+    assert asyncio.run(waits_ms()) == [FETCH_WAIT_MS, FETCH_WAIT_MS]

@@ -23,19 +23,24 @@ _sym_db = _symbol_database.Default()
 
 
 from grade.v1 import decision_pb2 as grade_dot_v1_dot_decision__pb2
+from grade.v1 import reward_group_pb2 as grade_dot_v1_dot_reward__group__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15grade/v1/packed.proto\x12\x08grade.v1\x1a\x17grade/v1/decision.proto\"\xf3\x01\n\x0ePackedDecision\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07unit_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x15\n\rschema_digest\x18\x06 \x01(\x0c\x12\x1a\n\x03\x61rm\x18\x07 \x01(\x0e\x32\r.grade.v1.Arm\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0c\x12\r\n\x05\x61lpha\x18\t \x01(\x0c\x12\x0f\n\x07weights\x18\n \x01(\x0c\x12\x15\n\rlog_densities\x18\x0b \x01(\x0c\x12\x10\n\x08\x65xecuted\x18\x0c \x01(\r\"^\n\x14PackedSignedDecision\x12)\n\x07payload\x18\x01 \x01(\x0b\x32\x18.grade.v1.PackedDecision\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0b\n\x03mac\x18\x03 \x01(\x0c\"\xca\x01\n\x10PackedImpression\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1e.grade.v1.PackedSignedDecision\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x11\n\tpositions\x18\x05 \x01(\x0c\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x16\n\x0eunshown_scores\x18\x07 \x01(\x0c\x12\x13\n\x0bshown_at_ms\x18\x08 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15grade/v1/packed.proto\x12\x08grade.v1\x1a\x17grade/v1/decision.proto\x1a\x1bgrade/v1/reward_group.proto\"\xf3\x01\n\x0ePackedDecision\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07unit_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x15\n\rschema_digest\x18\x06 \x01(\x0c\x12\x1a\n\x03\x61rm\x18\x07 \x01(\x0e\x32\r.grade.v1.Arm\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0c\x12\r\n\x05\x61lpha\x18\t \x01(\x0c\x12\x0f\n\x07weights\x18\n \x01(\x0c\x12\x15\n\rlog_densities\x18\x0b \x01(\x0c\x12\x10\n\x08\x65xecuted\x18\x0c \x01(\r\"^\n\x14PackedSignedDecision\x12)\n\x07payload\x18\x01 \x01(\x0b\x32\x18.grade.v1.PackedDecision\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0b\n\x03mac\x18\x03 \x01(\x0c\"\xca\x01\n\x10PackedImpression\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1e.grade.v1.PackedSignedDecision\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x11\n\tpositions\x18\x05 \x01(\x0c\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x16\n\x0eunshown_scores\x18\x07 \x01(\x0c\x12\x13\n\x0bshown_at_ms\x18\x08 \x01(\x03\"\xb7\x02\n\x11PackedRewardGroup\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x1a\n\x12impression_time_ms\x18\x03 \x01(\x03\x12\x15\n\rclose_time_ms\x18\x04 \x01(\x03\x12$\n\x08standing\x18\x05 \x01(\x0b\x32\x12.grade.v1.Standing\x12\x12\n\nimpression\x18\x06 \x01(\x0c\x12/\n\x0b\x63onversions\x18\x07 \x03(\x0b\x32\x1a.grade.v1.JoinedConversion\x12\"\n\x07rewards\x18\x08 \x01(\x0b\x32\x11.grade.v1.Rewards\x12\x17\n\x0fsettings_digest\x18\t \x01(\x0c\x12\x13\n\x0b\x63omputation\x18\n \x01(\r\x12\x12\n\ngeneration\x18\x0b \x01(\r\">\n\x10PackedJoinRecord\x12*\n\x05group\x18\x01 \x01(\x0b\x32\x1b.grade.v1.PackedRewardGroupb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'grade.v1.packed_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PACKEDDECISION']._serialized_start=61
-  _globals['_PACKEDDECISION']._serialized_end=304
-  _globals['_PACKEDSIGNEDDECISION']._serialized_start=306
-  _globals['_PACKEDSIGNEDDECISION']._serialized_end=400
-  _globals['_PACKEDIMPRESSION']._serialized_start=403
-  _globals['_PACKEDIMPRESSION']._serialized_end=605
+  _globals['_PACKEDDECISION']._serialized_start=90
+  _globals['_PACKEDDECISION']._serialized_end=333
+  _globals['_PACKEDSIGNEDDECISION']._serialized_start=335
+  _globals['_PACKEDSIGNEDDECISION']._serialized_end=429
+  _globals['_PACKEDIMPRESSION']._serialized_start=432
+  _globals['_PACKEDIMPRESSION']._serialized_end=634
+  _globals['_PACKEDREWARDGROUP']._serialized_start=637
+  _globals['_PACKEDREWARDGROUP']._serialized_end=948
+  _globals['_PACKEDJOINRECORD']._serialized_start=950
+  _globals['_PACKEDJOINRECORD']._serialized_end=1012
 # @@protoc_insertion_point(module_scope)
