@@ -47,6 +47,10 @@ class Interval(NamedTuple):
         """From low to high."""
         return self.high - self.low
 
+    def wider(self, slack: float) -> "Interval":
+        """The same with more room on either side."""
+        return Interval(self.low - slack, self.high + slack)
+
 
 def ratio_estimate(
     numerator: Floats, denominator: Floats, cluster: npt.NDArray[np.intp]

@@ -1,4 +1,4 @@
-"""A direct model of the reward for doubly robust estimates: ridge regression on weights and context.
+"""A direct model of the reward, for doubly robust estimates: ridge regression.
 
 The realised reward is regressed on the context, the point of the simplex, their products, and the
 products of the point's coordinates. Then the expectation over a Dirichlet is known in closed form,
