@@ -249,6 +249,6 @@ _MEANS: Final = ("interval", "sequence", "watched", "interval_width", "sequence_
 
 
 def run(full: bool) -> dict[str, float]:
-    """500 trials of one world, about two minutes; in full 2,000."""
+    """500 trials of one world, about three minutes of one core; in full 2,000."""
     trials = 4 * TRIALS if full else TRIALS
     return figures(trials, seed=11) | watching.figures(trials, seed=11)

@@ -98,8 +98,8 @@ def predictions(
     Returns:
         [request] predicted reward of the executed point, and of the target.
 
-    Reference: "sequential cross-fitting" as in Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro,
-    arXiv:2210.10768, section 2.
+    Reference: sequential fitting as in Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro,
+    arXiv:2210.10768.
     """
     executed, expected = np.zeros(len(rewards)), np.zeros(len(rewards))
     for begin, end in pairwise(_fits(len(rewards))):
