@@ -215,7 +215,9 @@ def logged_decisions(
     count, objectives = len(decisions), schema.n_objectives
     executed = [decision.executed for decision in decisions]
     found = LoggedDecisions(
-        features=numbers(FLOAT32, [d.features for d in decisions]).reshape(count, schema.n_features),
+        features=numbers(FLOAT32, [d.features for d in decisions]).reshape(
+            count, schema.n_features
+        ),
         alpha=numbers(FLOAT64, [d.alpha for d in decisions]).reshape(count, objectives),
         weights=numbers(
             FLOAT32,
