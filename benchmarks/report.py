@@ -17,11 +17,13 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "learner": "benchmarks.learner",
     "loop": "benchmarks.loop",
     "marketplace": "benchmarks.marketplace_in_memory",
+    "off_policy": "benchmarks.off_policy",
 }
 """Module of each benchmark by name."""
 
 OVERVIEW: Final = ("sampler", "serving", "join", "learner", "loop")
-"""The benchmarks of `make bench`; the marketplace tells what is learned, not how fast."""
+"""The benchmarks of `make bench`; the others tell what is learned and what is known of it, not how
+fast."""
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
