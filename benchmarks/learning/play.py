@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from benchmarks.learning.methods import Method
-from benchmarks.learning.worlds import SimulatedWorld, Worth
+from benchmarks.learning.method import Method
+from benchmarks.learning.world import BlockT, World, Worth
 
 BLOCK: Final = 64
 """Requests that are served, shown and learned from together."""
@@ -16,7 +16,7 @@ CHECKPOINTS: Final = (500, 1_000, 1_500, 2_000, 3_000, 5_000, 8_000, 13_000)
 
 
 class Point(NamedTuple):
-    """What the served mean weights were worth at some time, in expected orders per request."""
+    """What the served mean weights were worth at some time, per request."""
 
     requests: int
     """Learned from so far: whole blocks, as many as come nearest to the checkpoint."""
@@ -28,12 +28,12 @@ class Point(NamedTuple):
     @property
     def recovered(self) -> float:
         """How much of the way from uniform weights to the oracle."""
-        return (self.value - self.worth.uniform) / (self.worth.oracle - self.worth.uniform)
+        return self.worth.share(self.value)
 
     @property
     def of_informed(self) -> float:
         """How much of the way from uniform weights to what can be had by context."""
-        return (self.value - self.worth.uniform) / (self.worth.informed - self.worth.uniform)
+        return self.worth.share_of_informed(self.value)
 
 
 class Run(NamedTuple):
@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
 
 def play(
-    world: SimulatedWorld,
+    world: World[BlockT],
     method: Method,
     requests: int,
     *,
@@ -70,12 +70,12 @@ def play(
         requests: rounded to whole blocks.
         seed: of the method's exploration.
         block: requests that are learned from together; a divisor of `worlds.CHUNK`.
-        checkpoints: requests after which to value; the last point is always valued.
+        checkpoints: requests after which to value, rounded to whole blocks.
         on_block: called after each block with the requests so far.
     """
     generator = np.random.default_rng([seed, 3])
     blocks = max(1, round(requests / block))
-    valued = {round(each / block) for each in checkpoints} | {blocks}
+    valued = {round(each / block) for each in checkpoints}
     points, seconds = [], 0.0
     for index in range(blocks):
         asked = world.block(index * block, block)
@@ -92,7 +92,7 @@ def play(
     return Run(points, seconds)
 
 
-def _valued(world: SimulatedWorld, method: Method, requests: int) -> Point:
+def _valued(world: World[BlockT], method: Method, requests: int) -> Point:
     probes = world.probes(requests)
     value = world.value(probes, method.means(probes.features)).mean()
     return Point(requests, float(value), world.worth(requests), method.inside())

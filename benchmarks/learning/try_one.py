@@ -1,12 +1,13 @@
 """Try settings of the learner in one world: `python -m benchmarks.learning.try_one base`."""
 
+import math
 from dataclasses import fields, replace
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from benchmarks.learning.methods import Grade
+from benchmarks.learning.methods import OURS, new_method
 from benchmarks.learning.play import BLOCK, CHECKPOINTS, Point, Run, play
 from benchmarks.learning.worlds import SIMULATED, SimulatedWorld
 from policy.trainer_settings import TrainerSettings
@@ -14,6 +15,7 @@ from policy.trainer_settings import TrainerSettings
 
 def try_one(
     world: Annotated[str, typer.Argument(help=f"One of {', '.join(SIMULATED)}.")],
+    name: Annotated[str, typer.Option("--method", help="Who learns.")] = OURS,
     requests: Annotated[int, typer.Option(help="Requests of each run.")] = 13_000,
     seeds: Annotated[str, typer.Option(help="Seeds of world and learner.")] = "100,101",
     sets: Annotated[
@@ -34,12 +36,11 @@ def try_one(
     for seed in (int(each) for each in seeds.split(",")):
         settings = changed(replace(TrainerSettings(), seed=seed), sets or [])
         place = SimulatedWorld(SIMULATED[world], seed)
-        method = Grade(place.schema, settings)
+        method = new_method(name, place.schema, place.examination, settings, seed)
         run = play(place, method, requests, seed=seed, block=block, checkpoints=checkpoints)
         runs.append(run)
         last = run.points[-1]
-        static = (last.worth.static - last.worth.uniform) / (last.worth.oracle - last.worth.uniform)
-        print(f"seed {seed}: learned in {run.seconds:.1f} s; best static {static:.3f}")
+        print(f"seed {seed}: {last.recovered:.3f} at the end; learned in {run.seconds:.1f} s")
     print("requests  recovered (least, most)  informed    gate  concentration")
     for points in zip(*(run.points for run in runs), strict=True):
         print(_line(points))
@@ -73,7 +74,10 @@ def changed(settings: TrainerSettings, sets: list[str]) -> TrainerSettings:
 def _line(points: tuple[Point, ...]) -> str:
     recovered = np.array([point.recovered for point in points])
     informed = float(np.mean([point.of_informed for point in points]))
-    inside = [float(np.mean([p.inside[n] for p in points])) for n in ("gate", "concentration")]
+    inside = [
+        float(np.mean([p.inside.get(n, math.nan) for p in points]))
+        for n in ("gate", "concentration")
+    ]
     return (
         f"{points[0].requests:8d}  {recovered.mean():9.3f} ({recovered.min():.3f}, "
         f"{recovered.max():.3f})  {informed:8.3f}  {inside[0]:6.2f}  {inside[1]:13.1f}"

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.learning.tastes import conflicts_of, tastes_of
+from benchmarks.learning.world import Worth
 from policy.batch import Requests
 from policy.fusion import fuse, rank
 from policy.rewards import ideal
@@ -22,6 +23,9 @@ from simulator.truth import best_static
 
 CHUNK: Final = 256
 """Requests that are drawn together."""
+STATIC_REQUESTS, STATIC_ROUNDS = 640, 10
+"""Requests and rounds that the search of the best static weights takes."""
+_PER_CHUNK = 32
 PROBES: Final = 2_000
 """Requests that are never learned from, on which weights are valued."""
 
@@ -78,21 +82,11 @@ class Block(NamedTuple):
     """[request, position, (looked at, clicked, ordered)] hidden: uniform draws."""
 
 
-class Worth(NamedTuple):
-    """Mean expected orders per request of what everything is compared with, on the probes."""
-
-    uniform: float
-    oracle: float
-    """Of ranking by the true chance of an order."""
-    informed: float
-    """Of the tastes to be expected from the features: the best that weights by context can do, as
-    far as a mixture of tastes is best served by their mean."""
-    static: float
-    """Of the best weights that are the same for every request."""
-
-
 class SimulatedWorld:
-    """One seeded world.
+    """One seeded world; the oracle ranks by the true chance of an order, values are orders.
+
+    What is informed are the tastes to be expected from the features: the best that weights by
+    context can do, as far as a mixture of tastes is best served by their mean.
 
     Args:
         settings: what it is like.
@@ -189,16 +183,23 @@ class SimulatedWorld:
         if share not in self._worth:
             probes = self.probes(at)
             chances = probes.clicked * probes.ordered
-            static = best_static(probes.signals[:400], chances[:400], self.examination)  # type: ignore[arg-type]  # rows of an array are as good as a list of them
             top = -np.sort(-chances, axis=1)[:, : self.settings.shown]
-            objectives = self.settings.objectives
+            equal = np.full(self._probes.signals.shape[::2], 1 / self.settings.objectives)
             self._worth[share] = Worth(
-                uniform=self._mean_value(probes, np.full(objectives, 1 / objectives)),
+                uniform=float(self.value(probes, equal).mean()),
                 oracle=float((top @ self.examination).mean()),
                 informed=float(self.value(probes, self.informed(probes)).mean()),
-                static=self._mean_value(probes, static),
             )
         return self._worth[share]
+
+    def best_static(self, first: int, end: int) -> Floats:
+        """[objective] searched on `STATIC_REQUESTS` requests that are spread over the stretch."""
+        count = STATIC_REQUESTS // _PER_CHUNK
+        chunks = np.linspace(first // CHUNK, max(first, end - CHUNK) // CHUNK, count).astype(int)
+        blocks = [self.block(int(chunk) * CHUNK, _PER_CHUNK) for chunk in chunks]
+        signals = [each for block in blocks for each in block.signals]
+        chances = [each for block in blocks for each in block.clicked * block.ordered]
+        return best_static(signals, chances, self.examination, rounds=STATIC_ROUNDS)
 
     def informed(self, block: Block) -> Floats:
         """Weights of whoever knows everything but the requests' types.
@@ -213,10 +214,6 @@ class SimulatedWorld:
         likelihood = np.exp(-0.5 * (distance - distance.min(axis=1, keepdims=True)))
         chance = likelihood / likelihood.sum(axis=1, keepdims=True)
         return np.asarray(np.einsum("rk,rkm->rm", chance, self._tastes_at(block.number)))
-
-    def _mean_value(self, block: Block, weights: Floats) -> float:
-        each = np.broadcast_to(weights, (len(block.features), len(weights)))
-        return float(self.value(block, each).mean())
 
     def _shown(self, block: Block, weights: Floats) -> npt.NDArray[np.intp]:
         fused = fuse(weights[:, None, :], block.signals)[:, 0]
