@@ -16,7 +16,10 @@ OURS: Final = "ours"
 OTHERS: Final = ("uniform", "static_first_half", "static_hindsight", "cem", "reinforce", "grpo")
 """Methods beside ours; the static ones are told the truth of the traffic."""
 FULL_OTHERS: Final = ("ppo", "vw")
-ABLATIONS: Final = (*(f"no_{part}" for part in ours.WITHOUT), "no_position")
+ABLATIONS: Final = (
+    *(f"no_{part}" for part, changed in ours.WITHOUT.items() if ours.has(*changed)),
+    "no_position",
+)
 
 
 def new_method(

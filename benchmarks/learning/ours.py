@@ -1,6 +1,8 @@
 """This project's own learner as a method of the benchmark, and what it is without a part."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, Final
 
 import numpy as np
 
@@ -91,7 +93,7 @@ class WithoutPositionWeights(Grade):
         super().learn(requests._replace(values=values, ideal=ideal(values)), groups)
 
 
-WITHOUT = {
+WITHOUT: Final[Mapping[str, Mapping[str, Any]]] = {
     "gate": {"gate": False},
     "fresh": {"fresh_steps": 0},
     "replay": {"replay_steps": 0},
@@ -103,4 +105,15 @@ WITHOUT = {
 
 def without(settings: TrainerSettings, part: str) -> TrainerSettings:
     """Settings without a part of `WITHOUT`."""
-    return replace(settings, **WITHOUT[part])  # type: ignore[arg-type]  # fields of the class
+    return replace(settings, **WITHOUT[part])
+
+
+def with_prior(settings: TrainerSettings, weight: float) -> TrainerSettings:
+    """Settings with this weight of the prior."""
+    named: Mapping[str, Any] = {"prior_weight": weight}
+    return replace(settings, **named)
+
+
+def has(*names: str) -> bool:
+    """Whether the learner of this build can be set so."""
+    return set(names) <= {field.name for field in fields(TrainerSettings)}

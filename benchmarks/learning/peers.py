@@ -126,7 +126,7 @@ class PlainGrpo(_Contextual):
 
     CLIP, KL_WEIGHT, STEPS = 0.2, 0.04, 2
 
-    def __init__(self, schema: Schema, seed: int, rate: float = 1e-3, members: int = 8) -> None:
+    def __init__(self, schema: Schema, seed: int, rate: float = 3e-3, members: int = 8) -> None:
         super().__init__(schema, seed, rate, members)
         self._reference = PolicyNetwork(self._network.tensors()).requires_grad_(False)
 

@@ -75,7 +75,7 @@ def play(
     """
     generator = np.random.default_rng([seed, 3])
     blocks = max(1, round(requests / block))
-    valued = {round(each / block) for each in checkpoints}
+    due = {round(each / block) for each in checkpoints}
     points, seconds = [], 0.0
     for index in range(blocks):
         asked = world.block(index * block, block)
@@ -86,13 +86,14 @@ def play(
         began = time.perf_counter()
         method.learn(logged, groups)
         seconds += time.perf_counter() - began
-        if index + 1 in valued:
-            points.append(_valued(world, method, (index + 1) * block))
+        if index + 1 in due:
+            points.append(valued(world, method, (index + 1) * block))
         on_block((index + 1) * block)
     return Run(points, seconds)
 
 
-def _valued(world: World[BlockT], method: Method, requests: int) -> Point:
+def valued(world: World[BlockT], method: Method, requests: int) -> Point:
+    """What a method's mean weights are worth after some requests."""
     probes = world.probes(requests)
     value = world.value(probes, method.means(probes.features)).mean()
     return Point(requests, float(value), world.worth(requests), method.inside())
