@@ -47,13 +47,13 @@ def conflicts_of(objectives: int) -> Floats:
     Returns:
         [objective, objective] correlations, positive definite.
 
-    >>> np.linalg.eigvalsh(conflicts_of(12)).min() > 0
+    >>> bool(np.linalg.eigvalsh(conflicts_of(12)).min() > 0)
     True
     """
     if objectives == len(CONFLICTS):
         return np.array(CONFLICTS)
     draw = np.random.default_rng([objectives, 1])
-    factors = draw.standard_normal((objectives, 3)) / 2
+    factors = 0.7 * draw.standard_normal((objectives, 3))
     covariance = factors @ factors.T + np.eye(objectives)
     scale = np.sqrt(np.diag(covariance))
-    return np.asarray(covariance / scale[:, None] / scale)
+    return np.asarray(covariance / np.outer(scale, scale))
