@@ -23,7 +23,7 @@ from simulator.truth import best_static
 
 CHUNK: Final = 256
 """Requests that are drawn together."""
-STATIC_REQUESTS, STATIC_ROUNDS = 640, 10
+STATIC_REQUESTS, STATIC_ROUNDS = 512, 6
 """Requests and rounds that the search of the best static weights takes."""
 _PER_CHUNK = 32
 PROBES: Final = 2_000
