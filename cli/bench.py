@@ -50,6 +50,9 @@ def bench(
     world: Annotated[
         list[str] | None, typer.Option(help="Of learning: only this world; may be repeated.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of learning: processes [default: one per core].")
+    ] = None,
     data: Annotated[
         Path, typer.Option(help="Of learning: folder of real requests with their policy.toml.")
     ] = Path("examples/kuairand"),
@@ -71,7 +74,9 @@ def bench(
         command += f" --first-seed {first_seed}" if first_seed else ""
         command += "".join(f" --world {each}" for each in world or ())
         numbers = range(first_seed, first_seed + seeds)
-        report = measure_learning(numbers, data, tuple(world or ()), full=full, command=command)
+        report = measure_learning(
+            numbers, data, tuple(world or ()), full=full, workers=workers, command=command
+        )
         Console().print(_shown(report))
         if json_file is not None:
             json_file.write_text(as_json(report), encoding="utf-8")

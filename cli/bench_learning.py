@@ -13,15 +13,22 @@ from policy.errors import SettingsError
 
 
 def measure_learning(
-    seeds: range, data_dir: Path, worlds: tuple[str, ...], *, full: bool, command: str
+    seeds: range,
+    data_dir: Path,
+    worlds: tuple[str, ...],
+    *,
+    full: bool,
+    workers: int | None,
+    command: str,
 ) -> Report:
-    """Run every method in every world, one process per core, with progress on standard error.
+    """Run every method in every world, with progress on standard error.
 
     Args:
         seeds: one run of everything for each.
         data_dir: folder of the real requests.
         worlds: only these; all if empty.
         full: with the methods that take long.
+        workers: how many processes; one per core if left out.
         command: that was given.
 
     Raises:
@@ -48,5 +55,5 @@ def measure_learning(
         def seen(done: int, of: int, outcome: Outcome) -> None:
             progress.update(bar, completed=done, total=of, description=outcome.task.key)
 
-        outcomes = run_all(seeds, data_dir, full=full, worlds=worlds, seen=seen)
+        outcomes = run_all(seeds, data_dir, full=full, worlds=worlds, workers=workers, seen=seen)
     return Report("learning", figures_of(outcomes, data_dir), machine(), command)

@@ -30,15 +30,17 @@ def run_all(
     *,
     full: bool = False,
     worlds: tuple[str, ...] = (),
+    workers: int | None = None,
     seen: Seen = lambda done, of, outcome: None,
 ) -> list[Outcome]:
-    """Run the benchmark's tasks, one process per core and one torch thread in each.
+    """Run the benchmark's tasks in several processes, one torch thread in each.
 
     Args:
         seeds: one run of everything for each.
         data_dir: folder of the real requests; see `left_out`.
         full: with the methods that take long.
         worlds: only these; all if empty.
+        workers: how many processes; one per core if left out.
         seen: told of every outcome.
     """
     others = tuple(m for m in FULL_OTHERS if m != "vw" or vowpal.available())
@@ -49,7 +51,7 @@ def run_all(
     ]
     outcomes: list[Outcome] = []
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
         for future in as_completed([pool.submit(run_task, task, data_dir) for task in todo]):
             outcomes.append(future.result())
             seen(len(outcomes), len(todo), outcomes[-1])
