@@ -1,5 +1,6 @@
 """One run of the learning benchmark: a pure function of its task, whatever process it is in."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,7 +27,9 @@ from policy.trainer_settings import TrainerSettings
 REQUESTS_TO_REGAIN: Final = "90"
 """Name of the outcome of an abrupt drift."""
 SERVED_MEAN: Final = "served_mean"
-"""Name of the outcome of the real log: NDCG of the mean weights as they were served."""
+"""Name of the outcome of the real log: NDCG of the mean weights as served, over the second half."""
+FIRST_HALF: Final = "first_half"
+"""The same over the first half: what settings may be chosen by."""
 
 
 class Outcome(NamedTuple):
@@ -41,28 +44,37 @@ class Outcome(NamedTuple):
     """Of serving and learning."""
 
 
-def run_task(task: Task, data_dir: Path) -> Outcome:
+def run_task(task: Task, data_dir: Path, settings: TrainerSettings | None = None) -> Outcome:
     """Run one method in one world.
 
     Args:
         task: what.
         data_dir: folder of real requests with their `policy.toml`; read by the worlds that are made
             of it.
+        settings: of our own learner, but for the seed and what the task says; by default its own.
     """
+    settings = replace(settings or TrainerSettings(), seed=task.seed)
+    if task.prior_weight is not None:
+        settings = with_prior(settings, task.prior_weight)
     if task.world == KUAIRAND:
-        return _on_the_log(task, *_folder(data_dir))
+        return _on_the_log(task, *_folder(data_dir), settings)
     if task.world == SEMI_REAL:
-        folder, schema = _folder(data_dir)
-        return _in(SemiRealWorld(semi_real(folder, schema, task.seed), schema), task)
-    return _in(SimulatedWorld(SIMULATED[task.world], task.seed), task)
+        return _in(semi_real_world(task.seed, data_dir), task, settings)
+    return _in(SimulatedWorld(SIMULATED[task.world], task.seed), task, settings)
 
 
-def _in(world: World[BlockT], task: Task) -> Outcome:
+def semi_real_world(seed: int, data_dir: Path) -> SemiRealWorld:
+    """The covariates of a folder with the truth of a seed."""
+    folder, schema = _folder(data_dir)
+    return SemiRealWorld(semi_real(folder, schema, seed), schema)
+
+
+def _in(world: World[BlockT], task: Task, settings: TrainerSettings) -> Outcome:
     if task.method.startswith("static_"):
         end = task.requests if task.method == "static_hindsight" else task.requests // 2
         fixed = Fixed(world.best_static(0, end))
         return _outcome(task, [valued(world, fixed, each) for each in task.checkpoints], 0.0)
-    method = _method(task, world.schema, world.examination)
+    method = new_method(task.method, world.schema, world.examination, settings, task.seed)
     due = list(task.checkpoints)
     if task.world == DRIFT:
         due += range(DRIFT_AT, task.requests, BLOCK)
@@ -95,13 +107,6 @@ def requests_to_regain(points: list[Point], played: int) -> int:
     return next(regained, played) - DRIFT_AT
 
 
-def _method(task: Task, schema: Schema, examination: Floats) -> Method:
-    settings = TrainerSettings(seed=task.seed)
-    if task.prior_weight is not None:
-        settings = with_prior(settings, task.prior_weight)
-    return new_method(task.method, schema, examination, settings, task.seed)
-
-
 class _Recorded:
     """A method whose served mean weights are kept, as they were before it learned."""
 
@@ -116,10 +121,12 @@ class _Recorded:
         return self._method.groups(features, generator)
 
 
-def _on_the_log(task: Task, folder: DataFolder, schema: Schema) -> Outcome:
+def _on_the_log(
+    task: Task, folder: DataFolder, schema: Schema, settings: TrainerSettings
+) -> Outcome:
     """Serve the log in its order; the rule is the one of `grade replay`, without the delays."""
     world = kuairand_world(folder, schema)
-    recorded = _Recorded(_method(task, schema, world.examination))
+    recorded = _Recorded(new_method(task.method, schema, world.examination, settings, task.seed))
     generator = np.random.default_rng([task.seed, 3])
     for first in range(0, len(world), BLOCK):
         block = world.block(first, BLOCK)
@@ -127,7 +134,8 @@ def _on_the_log(task: Task, folder: DataFolder, schema: Schema) -> Outcome:
         requests: Requests = world.show(block, groups.ranking())
         recorded.learn(requests, groups)
     ndcg = ndcg_of_weights(world.lists, np.concatenate(recorded.served))
-    figures = {SERVED_MEAN: mean_gained(ndcg[len(world) // 2 :])}
+    half = len(world) // 2
+    figures = {FIRST_HALF: mean_gained(ndcg[:half]), SERVED_MEAN: mean_gained(ndcg[half:])}
     return Outcome(task, figures, recorded.inside(), 0.0)
 
 

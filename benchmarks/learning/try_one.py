@@ -2,19 +2,28 @@
 
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from benchmarks.learning.logged import SemiRealWorld
 from benchmarks.learning.methods import OURS, new_method
 from benchmarks.learning.play import BLOCK, CHECKPOINTS, Point, Run, play
+from benchmarks.learning.run_task import run_task, semi_real_world
+from benchmarks.learning.tasks import KUAIRAND, SEMI_REAL, Task
+from benchmarks.learning.world import World
 from benchmarks.learning.worlds import SIMULATED, SimulatedWorld
 from policy.trainer_settings import TrainerSettings
 
+WORLDS = (*SIMULATED, SEMI_REAL, KUAIRAND)
+
 
 def try_one(
-    world: Annotated[str, typer.Argument(help=f"One of {', '.join(SIMULATED)}.")],
+    world: Annotated[
+        str, typer.Argument(help=f"One of {', '.join((*SIMULATED, SEMI_REAL, KUAIRAND))}.")
+    ],
     name: Annotated[str, typer.Option("--method", help="Who learns.")] = OURS,
     requests: Annotated[int, typer.Option(help="Requests of each run.")] = 13_000,
     seeds: Annotated[str, typer.Option(help="Seeds of world and learner.")] = "100,101",
@@ -22,6 +31,9 @@ def try_one(
         list[str] | None, typer.Option("--set", help="A field of TrainerSettings, name=value.")
     ] = None,
     block: Annotated[int, typer.Option(help="Requests that are learned from together.")] = BLOCK,
+    data: Annotated[Path, typer.Option(help="Folder of real requests.")] = Path(
+        "examples/kuairand"
+    ),
     at: Annotated[
         str, typer.Option(help="Requests after which the served mean is valued.")
     ] = ",".join(map(str, CHECKPOINTS)),
@@ -29,18 +41,30 @@ def try_one(
     """Print what the served mean recovered as it learned, mean and range over the seeds.
 
     recovered: of the way from uniform weights to ranking by the true chance of an order; informed:
-    of the way to the best that is known from the context.
+    of the way to the best that is known from the context. Of the real log: NDCG of its first half,
+    to choose by, and of its second.
     """
+    if world not in WORLDS:
+        raise typer.BadParameter(f"expected one of {', '.join(WORLDS)}, seen {world!r}")
     checkpoints = [int(each) for each in at.split(",") if int(each) <= requests]
     runs: list[Run] = []
     for seed in (int(each) for each in seeds.split(",")):
         settings = changed(replace(TrainerSettings(), seed=seed), sets or [])
-        place = SimulatedWorld(SIMULATED[world], seed)
+        if world == KUAIRAND:
+            print(seed, run_task(Task(world, name, seed, requests, ()), data, settings).figures)
+            continue
+        place: World[Any]
+        if world == SEMI_REAL:
+            place, requests = semi_real_world(seed, data), min(requests, SemiRealWorld.LEARNED)
+        else:
+            place = SimulatedWorld(SIMULATED[world], seed)
         method = new_method(name, place.schema, place.examination, settings, seed)
         run = play(place, method, requests, seed=seed, block=block, checkpoints=checkpoints)
         runs.append(run)
         last = run.points[-1]
         print(f"seed {seed}: {last.recovered:.3f} at the end; learned in {run.seconds:.1f} s")
+    if not runs:
+        return
     print("requests  recovered (least, most)  informed    gate  concentration")
     for points in zip(*(run.points for run in runs), strict=True):
         print(_line(points))
