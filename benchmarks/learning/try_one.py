@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.learning.logged import SemiRealWorld
 from benchmarks.learning.methods import OURS, new_method
 from benchmarks.learning.play import BLOCK, CHECKPOINTS, Point, Run, play
 from benchmarks.learning.run_task import run_task, semi_real_world
 from benchmarks.learning.tasks import KUAIRAND, SEMI_REAL, Task
-from benchmarks.learning.world import World
+from benchmarks.learning.world import BlockT, World
 from benchmarks.learning.worlds import SIMULATED, SimulatedWorld
 from policy.trainer_settings import TrainerSettings
 
@@ -53,13 +52,12 @@ def try_one(
         if world == KUAIRAND:
             print(seed, run_task(Task(world, name, seed, requests, ()), data, settings).figures)
             continue
-        place: World[Any]
         if world == SEMI_REAL:
-            place, requests = semi_real_world(seed, data), min(requests, SemiRealWorld.LEARNED)
+            real = semi_real_world(seed, data)
+            run = _play(real, name, settings, min(requests, real.LEARNED), block, checkpoints)
         else:
-            place = SimulatedWorld(SIMULATED[world], seed)
-        method = new_method(name, place.schema, place.examination, settings, seed)
-        run = play(place, method, requests, seed=seed, block=block, checkpoints=checkpoints)
+            simulated = SimulatedWorld(SIMULATED[world], seed)
+            run = _play(simulated, name, settings, requests, block, checkpoints)
         runs.append(run)
         last = run.points[-1]
         print(f"seed {seed}: {last.recovered:.3f} at the end; learned in {run.seconds:.1f} s")
@@ -68,6 +66,19 @@ def try_one(
     print("requests  recovered (least, most)  informed    gate  concentration")
     for points in zip(*(run.points for run in runs), strict=True):
         print(_line(points))
+
+
+def _play(
+    world: World[BlockT],
+    name: str,
+    settings: TrainerSettings,
+    requests: int,
+    block: int,
+    checkpoints: list[int],
+) -> Run:
+    seed = settings.seed
+    method = new_method(name, world.schema, world.examination, settings, seed)
+    return play(world, method, requests, seed=seed, block=block, checkpoints=checkpoints)
 
 
 def changed(settings: TrainerSettings, sets: list[str]) -> TrainerSettings:
