@@ -52,9 +52,13 @@ def run_all(
     outcomes: list[Outcome] = []
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
-        for future in as_completed([pool.submit(run_task, task, data_dir) for task in todo]):
-            outcomes.append(future.result())
-            seen(len(outcomes), len(todo), outcomes[-1])
+        try:
+            for future in as_completed([pool.submit(run_task, task, data_dir) for task in todo]):
+                outcomes.append(future.result())
+                seen(len(outcomes), len(todo), outcomes[-1])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # leaving the block would first run all the others
+            raise
     return outcomes
 
 
