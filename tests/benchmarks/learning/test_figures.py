@@ -1,10 +1,12 @@
 """What the benchmark makes of its runs, by runs made up by hand; and a few real, short ones."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.learning import tasks as planned
 from benchmarks.learning.figures import figures_of, left_out
 from benchmarks.learning.interval import interval
 from benchmarks.learning.logged import SemiRealWorld
@@ -13,6 +15,7 @@ from benchmarks.learning.run_task import Outcome, log_yardsticks, requests_to_re
 from benchmarks.learning.table import tables
 from benchmarks.learning.tasks import DRIFT_AT, Task, tasks, world_names
 from benchmarks.learning.world import Worth
+from benchmarks.report import BEGIN, END
 from cli.bench import bench
 from evaluation.data_folder import read_data_folder
 from evaluation.semi_real import semi_real
@@ -130,3 +133,21 @@ def test_the_real_log_is_judged_as_a_replay_is() -> None:
 def test_an_unknown_world_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"expected one of .*base.*, seen 'mars'"):
         bench("learning", world=["mars"])
+
+
+def test_the_verb_runs_tasks_in_processes_and_writes_figures_and_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [Task("m3", method, 100, 128, (128,)) for method in ("cem", "uniform")]
+    monkeypatch.setattr(planned, "tasks", lambda *args, **kwargs: iter(short))
+    page = tmp_path / "learning.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    figures = tmp_path / "figures.json"
+    bench("learning", seeds=1, first_seed=100, workers=1, json_file=figures, table_file=page)
+    report = json.loads(figures.read_text(encoding="utf-8"))
+    assert report["command"] == "grade bench learning --seeds 1 --first-seed 100"
+    # Nothing has been learned after two blocks: a generation of the search takes eight.
+    assert report["figures"] == {"m3_128_cem": 0.0, "m3_128_uniform": 0.0}
+    text = page.read_text(encoding="utf-8")
+    assert "old" not in text
+    assert report["command"] in text
