@@ -106,10 +106,18 @@ def renew_table(page: Path, reports: Sequence[Report]) -> None:
     Raises:
         ValueError: the page has no such marks.
     """
+    renew(page, f"{reports[0].machine}\n\n{table(reports)}")
+
+
+def renew(page: Path, body: str) -> None:
+    """Replace what stands between the marks of a Markdown page.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page}: expected the marks {BEGIN} and {END}, seen none")
-    body = f"\n{reports[0].machine}\n\n{table(reports)}\n"
-    replace_file(page, f"{before}{BEGIN}{body}{END}{after}".encode())
+    replace_file(page, f"{before}{BEGIN}\n{body}\n{END}{after}".encode())

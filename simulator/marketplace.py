@@ -45,7 +45,7 @@ FEATURES: Final = (
 OBJECTIVES: Final = ("pctr", "pcvr", "plike", "price", "freshness")
 
 # [type, objective] rows are normalised below. Sales matter to everyone, and then tastes part.
-_TASTES: Final = (
+TASTES: Final = (
     (0.02, 0.85, 0.05, 0.05, 0.03),
     (0.02, 0.35, 0.03, 0.58, 0.02),
     (0.02, 0.42, 0.53, 0.02, 0.01),
@@ -54,7 +54,7 @@ _TASTES: Final = (
 TYPE_SHARES: Final = (0.25, 0.25, 0.25, 0.25)
 
 # [objective, objective] correlation of the latent signals: the conflicts.
-_CONFLICTS: Final = (
+CONFLICTS: Final = (
     (1.00, 0.25, 0.20, -0.30, -0.35),
     (0.25, 1.00, 0.00, -0.45, 0.10),
     (0.20, 0.00, 1.00, -0.20, -0.30),
@@ -82,7 +82,7 @@ _LOCATION_AND_SCALE: Final = (
     (30.0, 12.0),
 )
 # Features from this index on say nothing about the type.
-_INFORMATIVE: Final = 10
+INFORMATIVE: Final = 10
 _REQUEST_LEVEL: Final = slice(10, 16)
 
 CHUNK: Final = 256
@@ -166,13 +166,13 @@ class Marketplace:
 
     def __init__(self, settings: MarketplaceSettings) -> None:
         self.settings = settings
-        tastes = np.array(_TASTES)
+        tastes = np.array(TASTES)
         self._tastes: Floats = tastes / tastes.sum(axis=1, keepdims=True)
-        self._mixing = np.linalg.cholesky(np.array(_CONFLICTS))
+        self._mixing = np.linalg.cholesky(np.array(CONFLICTS))
         draw = np.random.default_rng([settings.seed, 0])
-        kinds, informative = len(_TASTES), _INFORMATIVE
+        kinds, informative = len(TASTES), INFORMATIVE
         centres = np.zeros((kinds, len(FEATURES)))
-        centres[:, :informative] = _spread_out(draw, kinds, informative) * settings.type_separation
+        centres[:, :informative] = spread_out(draw, kinds, informative) * settings.type_separation
         self._type = draw.choice(kinds, size=settings.users, p=TYPE_SHARES)
         noise = draw.standard_normal((settings.users, len(FEATURES)))
         self._profile: Floats = centres[self._type] + noise
@@ -231,13 +231,13 @@ class Marketplace:
         tastes = self._tastes[self._taste_of(int(chunk.user[at]), drifted)]
         appeal = self.settings.appeal_slope * (chunk.signals[at] * tastes).sum(axis=1)
         return (
-            _logistic(self.settings.click_logit + appeal),
-            _logistic(self.settings.order_logit + appeal),
+            logistic(self.settings.click_logit + appeal),
+            logistic(self.settings.order_logit + appeal),
         )
 
     def _taste_of(self, user: int, drifted: bool) -> int:
         """After the drift everyone has the tastes that the next type had before."""
-        return int((self._type[user] + drifted) % len(_TASTES))
+        return int((self._type[user] + drifted) % len(TASTES))
 
     def _delay(self, kind: str, normal: float) -> float:
         settings = self.settings
@@ -279,9 +279,9 @@ def _scores(signals: Floats) -> Floats:
     """[..., objective] signals in the units in which a ranking tier has them."""
     return np.stack(
         [
-            _logistic(-2.0 + 0.8 * signals[..., 0]),  # pctr
-            _logistic(-4.0 + 0.9 * signals[..., 1]),  # pcvr
-            _logistic(-3.0 + 0.7 * signals[..., 2]),  # plike
+            logistic(-2.0 + 0.8 * signals[..., 0]),  # pctr
+            logistic(-4.0 + 0.9 * signals[..., 1]),  # pcvr
+            logistic(-3.0 + 0.7 * signals[..., 2]),  # plike
             np.exp(3.5 + 0.6 * signals[..., 3]),  # price, in currency units
             0.5 + 0.15 * signals[..., 4],  # freshness, 1 is new
         ],
@@ -289,13 +289,13 @@ def _scores(signals: Floats) -> Floats:
     )
 
 
-def _spread_out(draw: np.random.Generator, kinds: int, dimensions: int) -> Floats:
+def spread_out(draw: np.random.Generator, kinds: int, dimensions: int) -> Floats:
     """[kind, dimension] centres that are about equally far from each other."""
     basis, _ = np.linalg.qr(draw.standard_normal((dimensions, kinds)))
     centres = basis.T * math.sqrt(dimensions / 2)
     return np.asarray(centres - centres.mean(axis=0))
 
 
-def _logistic(x: Floats) -> Floats:
+def logistic(x: Floats) -> Floats:
     value: Floats = 1.0 / (1.0 + np.exp(-x))
     return value

@@ -222,7 +222,11 @@ def expected_orders(examination: Floats, chances: Floats, fused: Floats) -> Floa
 
 
 def best_static(
-    signals: Sequence[Floats], chances: Sequence[Floats], examination: Floats, seed: int = 0
+    signals: Sequence[Floats],
+    chances: Sequence[Floats],
+    examination: Floats,
+    seed: int = 0,
+    rounds: int = _ROUNDS,
 ) -> Floats:
     """Search the weights that are best for all requests together (cross-entropy method).
 
@@ -231,6 +235,7 @@ def best_static(
         chances: [request][candidate] chance of an order where it is looked at.
         examination: [position] chance that a position is looked at.
         seed: of the search.
+        rounds: of the search; many objectives need more.
 
     Returns:
         [objective] weights on the simplex.
@@ -239,7 +244,7 @@ def best_static(
     objectives = signals[0].shape[1]
     alpha = np.ones(objectives)
     best, most = np.full(objectives, 1 / objectives), -math.inf
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         tried = draw.dirichlet(alpha, _PER_ROUND)
         tried[0] = best
         orders = np.zeros(len(tried))

@@ -1,0 +1,1 @@
+"""How well the fusion weights are learned, in worlds whose truth is known, beside other methods."""
