@@ -15,11 +15,12 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "learner": "benchmarks.learner",
     "loop": "benchmarks.loop",
     "marketplace": "benchmarks.marketplace_in_memory",
+    "learnable": "benchmarks.learnable",
 }
 """Module of each benchmark by name."""
 
 OVERVIEW: Final = ("sampler", "serving", "join", "learner", "loop")
-"""The benchmarks of `make bench`; the marketplace tells what is learned, not how fast."""
+"""The benchmarks of `make bench`; the others tell what is learned, not how fast."""
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 

