@@ -16,11 +16,13 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "loop": "benchmarks.loop",
     "marketplace": "benchmarks.marketplace_in_memory",
     "learnable": "benchmarks.learnable",
+    "off_policy": "benchmarks.off_policy",
 }
 """Module of each benchmark by name."""
 
 OVERVIEW: Final = ("sampler", "serving", "join", "learner", "loop")
-"""The benchmarks of `make bench`; the others tell what is learned, not how fast."""
+"""The benchmarks of `make bench`; the others tell what is learned and what is known of it, not how
+fast."""
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 

@@ -18,6 +18,7 @@ GradeError
 ├── TopicError           a topic is missing or has a wrong setting
 ├── BrokerError          the local Kafka broker cannot be run
 ├── FileNotWritten       a disk does not take a file
+├── TooLittleData        what was logged does not tell what was asked
 ├── KafkaUnreachable     no broker answers (stream/connection.py)
 ├── PolicyCallFailed     the policy server refused or did not answer (grade_client/errors.py)
 └── DeliveryFailed       events were given up (grade_client/errors.py)
@@ -172,6 +173,10 @@ class FileNotWritten(GradeError):  # noqa: N818 - as above
         self.path = path
         self.needed_bytes = needed_bytes
         self.why = reason
+
+
+class TooLittleData(GradeError):  # noqa: N818 - as above
+    """What was logged does not tell what was asked: too few units, or too little overlap."""
 
 
 class DataError(BadInput):
