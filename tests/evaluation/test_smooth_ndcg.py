@@ -62,6 +62,7 @@ def test_two_items_by_hand() -> None:
         np.zeros((1, 2), np.float32), np.array([[-0.5, 0.5]], np.float32), temperature=1.0
     )
     assert value[0] == pytest.approx(0)
-    # d rank / d score of the other item is 1/4, of its own -1/4; f'(r) = -ln 2 / ((1 + r) ln²(1 + r)).
+    # The rank falls by 1/4 with the own score and rises by 1/4 with the other's; the discount's
+    # slope is -ln 2 / ((1 + rank) ln²(1 + rank)).
     slope = -math.log(2) / (2.5 * math.log(2.5) ** 2)
     assert gradient[0, 1] == pytest.approx(2 * 0.5 * slope * -0.25, rel=1e-5)
