@@ -74,7 +74,7 @@ def figures(found: Learnable, delays: Delays) -> dict[str, Any]:
             "window_declared_s": delays.declared_s,
             "by_outcome": {
                 delay.outcome: {
-                    "count": delay.count,
+                    "count": delay.number,
                     "quantiles_s": delay.quantiles_s,
                     "outside": None if math.isnan(delay.outside) else delay.outside,
                 }
@@ -129,13 +129,13 @@ def _power(found: Learnable) -> Table:
 
 
 def _delays(delays: Delays) -> Table:
-    names = next((list(d.quantiles_s) for d in delays.by_outcome if d.count), [])
+    names = next((list(d.quantiles_s) for d in delays.by_outcome if d.number), [])
     table = Table("outcome", "count", *(f"{float(q):.0%}" for q in names), "outside window")
     table.title = "seconds from request to outcome, by share"
     for delay in delays.by_outcome:
-        cells = [f"{delay.quantiles_s[q]:,.1f}" if delay.count else "–" for q in names]
-        outside = f"{delay.outside:.1%}" if delay.count else "–"
-        table.add_row(delay.outcome, f"{delay.count:,}", *cells, outside)
+        cells = [f"{delay.quantiles_s[q]:,.1f}" if delay.number else "–" for q in names]
+        outside = f"{delay.outside:.1%}" if delay.number else "–"
+        table.add_row(delay.outcome, f"{delay.number:,}", *cells, outside)
     suggested = "none" if delays.window_s is None else f"{delays.window_s:g} s"
     table.caption = f"window: declared {delays.declared_s:g} s; 99 % of each type: {suggested}"
     return table

@@ -17,7 +17,7 @@ class Delay(NamedTuple):
     """How long after its request one type of outcome comes."""
 
     outcome: str
-    count: int
+    number: int
     quantiles_s: dict[str, float]
     """By share, in seconds; empty if there is no such outcome."""
     outside: float

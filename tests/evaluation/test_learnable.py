@@ -155,7 +155,7 @@ def test_delays_by_hand(tmp_path: Path) -> None:
     # Request a at 1.0 s: its click after 0.5 s, its purchase after 8 s.
     found = delays_of(folder_of(tmp_path, tiny_tables()), tiny_schema())
     click, buy = found.by_outcome
-    assert (click.outcome, click.count, click.quantiles_s["0.5"]) == ("click", 1, 0.5)
+    assert (click.outcome, click.number, click.quantiles_s["0.5"]) == ("click", 1, 0.5)
     assert (buy.outcome, buy.quantiles_s["1"], buy.outside) == ("buy", 8.0, 0.0)
     assert (found.window_s, found.declared_s) == (8.0, 600.0)
 
@@ -172,6 +172,6 @@ def test_without_outcomes_no_window_is_suggested(tmp_path: Path) -> None:
     tables = tiny_tables()
     tables["conversions"] = {name: column[:1] for name, column in tables["conversions"].items()}
     found = delays_of(folder_of(tmp_path, tables), tiny_schema())
-    assert [d.count for d in found.by_outcome] == [1, 0]
+    assert [d.number for d in found.by_outcome] == [1, 0]
     assert found.by_outcome[1].quantiles_s == {}
     assert found.window_s == 0.5
