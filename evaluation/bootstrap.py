@@ -5,7 +5,7 @@ total; figures are ratios of sums, to which the total does not matter. Every cal
 counts, so that the draws of two figures are paired and may be subtracted.
 
 Source: Chamandy, Muralidharan, Najmi, Naidu: Estimating uncertainty for massive data streams,
-Google 2012, section 3.
+Google 2012.
 """
 
 from collections.abc import Sequence

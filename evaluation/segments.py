@@ -73,7 +73,7 @@ def most_useful(features: Floats, gradients: Singles) -> Segments:
         its segments; one segment of all requests if no feature tells any apart.
 
     Source: a score test of parameter stability; Zeileis and Hornik: Generalized M-fluctuation tests
-    for parameter instability, Statistica Neerlandica 61 (2007), section 3.
+    for parameter instability, Statistica Neerlandica 61 (2007).
     """
     gradient = gradients.astype(np.float64)
     gradient -= gradient.mean(axis=0)

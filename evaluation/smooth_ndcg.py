@@ -13,7 +13,7 @@ most. Bounded like NDCG itself, unlike pairwise losses. In single precision: it 
 figures that are reported are those of the exact NDCG.
 
 Source: ApproxNDCG; Qin, Liu, Li: A general approximation framework for direct optimization of
-information retrieval measures, Information Retrieval 13 (2010), section 4. Centring is ours.
+information retrieval measures, Information Retrieval 13 (2010). Centring is ours.
 """
 
 from typing import Final

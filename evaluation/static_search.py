@@ -4,7 +4,7 @@ Logits of weights are drawn from a normal distribution without covariances, the 
 becomes the next distribution, and so on. It needs nothing but the judged figure itself.
 
 Source: Rubinstein: The cross-entropy method for combinatorial and continuous optimization,
-Methodology and Computing in Applied Probability 1 (1999), section 4.
+Methodology and Computing in Applied Probability 1 (1999).
 """
 
 from typing import Final
