@@ -110,8 +110,9 @@ def test_power_is_that_of_the_paired_error(tmp_path: Path) -> None:
     found = learnable(folder_of(tmp_path, learnable_tables()), tiny_schema())
     static = next(c for c in found.compared if (c.better, c.than) == ("static", "baseline"))
     error = (static.gain.high - static.gain.low) / (2 * 1.96)
-    # One-sided level .05 / 3 and power .8: 2.128 + 0.842 standard errors.
-    assert found.power["static"].detectable == pytest.approx(2.97 * error, rel=0.1)
+    # One-sided level .05 / 3, widened by √2, and power .8: 3.010 + 0.842 standard errors.
+    assert found.power["static"].detectable == pytest.approx(3.85 * error, rel=0.1)
+    assert static.lower_bound == pytest.approx(static.gain.value - 3.01 * error, abs=0.3 * error)
     needed = found.power["static"].requests_for
     assert needed["0.001"] == pytest.approx(100 * needed["0.01"], rel=0.01)
     expected = 240 * (found.power["static"].detectable / 0.01) ** 2
