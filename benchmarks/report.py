@@ -17,6 +17,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "learner": "benchmarks.learner",
     "loop": "benchmarks.loop",
     "marketplace": "benchmarks.marketplace_in_memory",
+    "learnable": "benchmarks.learnable",
     "off_policy": "benchmarks.off_policy",
 }
 """Module of each benchmark by name."""

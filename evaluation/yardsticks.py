@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from evaluation.data_folder import DataFolder
 from policy.fusion import Floats, fuse, rank, transform_scores
-from policy.rewards import discounted, discounts
+from policy.rewards import discounted, discounts, examined_gains
 from policy.schema import Schema
 
 STATIC_WEIGHTS: Final = 800
@@ -35,6 +35,16 @@ class Lists(NamedTuple):
     """[request, item] where the item was shown."""
     ideal: Floats
     """[request] largest discounted gain that any order has."""
+
+    def at(self, rows: npt.NDArray[np.intp] | slice) -> "Lists":
+        """Some of the requests."""
+        return Lists(
+            self.signals[rows],
+            self.gains[rows],
+            self.shown[rows],
+            self.positions[rows],
+            self.ideal[rows],
+        )
 
 
 class Yardsticks(NamedTuple):
@@ -70,6 +80,12 @@ def lists_of(folder: DataFolder, schema: Schema) -> Lists:
         positions[request, :size] = folder.positions[items]
     ideal = discounted_rows(gains, rank(gains))
     return Lists(signals, gains, shown, positions, ideal)
+
+
+def examined(lists: Lists, schema: Schema) -> Lists:
+    """The lists with gains corrected for position bias, if the schema has an examination curve."""
+    gains = np.where(lists.shown, examined_gains(schema, lists.gains, lists.positions), 0.0)
+    return lists._replace(gains=gains, ideal=discounted_rows(gains, rank(gains)))
 
 
 def gains_of(folder: DataFolder, schema: Schema) -> Floats:
