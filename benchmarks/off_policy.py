@@ -20,17 +20,11 @@ import numpy.typing as npt
 
 import simulator
 from benchmarks import watching
-from evaluation.off_policy import (
-    ESTIMATORS,
-    LoggedDecisions,
-    Look,
-    importance_weights,
-    looking_at,
-    looks,
-    overlap,
-)
+from evaluation.importance import LoggedDecisions, Overlap, importance, overlap, require_overlap
+from evaluation.off_policy import ESTIMATORS, Look, looking_at, looks
 from evaluation.target_policy import around
 from policy.dirichlet import draw_simplex, log_density, simplex_to_weights
+from policy.errors import TooLittleData
 from policy.fusion import Floats, fuse, rank, transform_scores
 from policy.initial import initial_parameters
 from policy.schema import load_schema
@@ -116,9 +110,9 @@ def pool(seed: int, units: int = UNITS, requests: int = REQUESTS) -> Pool:
         unit,
         world.examination,
         schema.floors(),
-        alpha=policy(1, 0.03, 20.0),
+        alpha=policy(1, 0.02, 20.0),
         targets={
-            "policy": policy(2, 0.03, 30.0),
+            "policy": policy(2, 0.02, 25.0),
             "static": static([0.15, 0.3, 0.15, 0.2, 0.2], 30.0),
             "wide": static([0.2] * 5, 15.0),
         },
@@ -165,6 +159,7 @@ def logged(
     orders = (generator.random(chances.shape) < chances).sum(axis=1)
     decisions = LoggedDecisions(
         features=pool.features[chosen].astype(np.float64),
+        alpha=alpha,
         weights=weights,
         log_densities=log_density(weights, alpha, pool.floors),
         rewards=orders.astype(np.float64),
@@ -188,29 +183,42 @@ def figures(
     drawn_from = pool(seed, units, requests)
     truths = {name: true_value(drawn_from, a, seed) for name, a in drawn_from.targets.items()}
     outcomes: dict[str, list[_Outcome]] = {}
-    effective: dict[str, list[float]] = {name: [] for name in truths}
+    overlaps: dict[str, list[Overlap]] = {name: [] for name in truths}
     generator = np.random.default_rng([seed, 4])
     for _ in range(trials):
         decisions, chosen = logged(drawn_from, generator)
         at = looking_at(len(chosen), LOOKS)
         for name, alpha in drawn_from.targets.items():
-            told = looks(decisions, alpha[chosen], drawn_from.floors, at)
+            shared = overlap(importance(decisions, alpha[chosen], drawn_from.floors))
+            overlaps[name].append(shared)
+            if not told(shared):
+                continue
+            found_at = looks(decisions, alpha[chosen], drawn_from.floors, at)
             for estimator in ESTIMATORS:
                 key = f"{name}_{estimator}"
-                outcomes.setdefault(key, []).append(_outcome(told, estimator, truths[name]))
-            weights = importance_weights(decisions, alpha[chosen], drawn_from.floors)
-            effective[name].append(overlap(weights).effective)
+                outcomes.setdefault(key, []).append(_outcome(found_at, estimator, truths[name]))
     found: dict[str, float] = {"trials": trials}
     for name, value in truths.items():
         found[f"{name}_true_orders"] = value
-        found[f"{name}_effective_sample"] = float(np.mean(effective[name]))
+        found[f"{name}_effective_sample"] = float(np.mean([o.effective for o in overlaps[name]]))
+        found[f"{name}_lost"] = float(np.mean([o.lost for o in overlaps[name]]))
+        found[f"{name}_refused"] = float(np.mean([not told(o) for o in overlaps[name]]))
     for key, each in outcomes.items():
         found |= _summary(key, each)
     return found
 
 
-def _outcome(told: list[Look], estimator: str, truth: float) -> _Outcome:
-    valued = [look.by_estimator[estimator] for look in told]
+def told(shared: Overlap) -> bool:
+    """Whether anything is estimated at all."""
+    try:
+        require_overlap(shared, REQUESTS)
+    except TooLittleData:
+        return False
+    return True
+
+
+def _outcome(found: list[Look], estimator: str, truth: float) -> _Outcome:
+    valued = [look.by_estimator[estimator] for look in found]
     fixed = [each.interval.low <= truth <= each.interval.high for each in valued]
     sequence = [each.sequence.low <= truth <= each.sequence.high for each in valued]
     last = valued[-1]
@@ -241,6 +249,6 @@ _MEANS: Final = ("interval", "sequence", "watched", "interval_width", "sequence_
 
 
 def run(full: bool) -> dict[str, float]:
-    """500 trials of one world, about two minutes; in full 2,000."""
+    """500 trials of one world, about three minutes of one core; in full 2,000."""
     trials = 4 * TRIALS if full else TRIALS
     return figures(trials, seed=11) | watching.figures(trials, seed=11)

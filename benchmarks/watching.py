@@ -15,7 +15,7 @@ from evaluation.confidence import (
     ratio_estimate,
     sequence_interval,
 )
-from evaluation.off_policy import FIRST_LOOK, TUNED_FOR, looking_at
+from evaluation.off_policy import TUNED_FOR, looking_at
 
 UNITS: Final = 3_000
 REQUESTS: Final = 12_000
@@ -93,11 +93,10 @@ def _means(name: str, outcomes: list[_Covered]) -> dict[str, float]:
 
 def _shares(generator: np.random.Generator) -> tuple[bool, bool, float, float]:
     """Whether either sequence covers a share at every look, and their widths at the last."""
-    requests = 4 * FIRST_LOOK
-    ordered = (generator.random(requests) < SHARE).astype(np.float64)
-    at = looking_at(requests, LOOKS)
+    ordered = (generator.random(REQUESTS) < SHARE).astype(np.float64)
+    at = looking_at(REQUESTS, LOOKS)
     bounded = bounded_sequence(ordered, 0.0, 1.0)
-    numbers, ones = np.arange(requests), np.ones(requests)
+    numbers, ones = np.arange(REQUESTS), np.ones(REQUESTS)
     sequences = [
         sequence_interval(
             ratio_estimate(ordered[:count], ones[:count], numbers[:count]), tuned_for=TUNED_FOR

@@ -26,13 +26,17 @@ from cli.demo_boundaries import PlannedBoundaries
 from cli.settings import Settings, environment_of, load_settings
 from cli.supervisor import Supervisor
 from cli.system import admin_ports, free_ports, process_plans, wait_until_healthy
+from cli.uplift import as_json, sentence
 from cli.wiring import topic_plan
+from evaluation.confidence import LEVEL
+from evaluation.logged_groups import Span, comparable_digests, observed, read_groups
+from evaluation.uplift import looks
 from monitor.summary import show, summarise, without_nan
 from monitor.terminal import draw, number
 from monitor.watch import LoopWatch, Picture, ask
 from policy.durable_file import replace_file, writing
-from policy.errors import FileNotWritten, GradeError, SettingsError
-from policy.schema import load_schema
+from policy.errors import FileNotWritten, GradeError, SettingsError, TooLittleData
+from policy.schema import Schema, load_schema
 from stream.broker import LocalBroker
 from stream.connection import Connection
 from stream.generations import read_generations
@@ -185,7 +189,23 @@ def _run(
     for begun, told in enumerate(["the demo's own settings", *boundaries.begun], start=1):
         console.print(f"generation {begun}: {told}", soft_wrap=True, markup=False, highlight=False)
     figures = summarise(report, latency, swaps, played, np.load(settings.data_dir / "calls.npy"))
+    figures["uplift"] = _uplift(console, connection, topics, schema)
     return figures | {"generations": boundaries.generation}
+
+
+def _uplift(
+    console: Console, connection: Connection, topics: Topics, schema: Schema
+) -> dict[str, Any] | None:
+    """Policy against holdout, over everything that was played; None if that is too little."""
+    comparable = comparable_digests(schema, read_generations(connection, topics, schema.policy))
+    requests, _ = observed(read_groups(connection, topics), schema, comparable, Span())
+    try:
+        found = looks(requests)
+    except TooLittleData as little:
+        console.print(f"no uplift: {little}", soft_wrap=True, markup=False, highlight=False)
+        return None
+    console.print(sentence(found[-1], LEVEL), soft_wrap=True, markup=False, highlight=False)
+    return as_json(found, LEVEL)
 
 
 @contextmanager

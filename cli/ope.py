@@ -12,17 +12,16 @@ from rich.table import Table
 from cli.policy_option import PolicyName, load_policy_settings
 from cli.uplift import Level, Since, TunedFor, Until, say_left_out, span_of, utc
 from evaluation.confidence import LEVEL, Interval
-from evaluation.logged_groups import comparable_digests, logged_decisions, read_groups
-from evaluation.off_policy import (
+from evaluation.importance import (
+    LARGEST_WEIGHT,
     LEAST_EFFECTIVE,
-    TUNED_FOR,
-    Look,
     Overlap,
-    importance_weights,
-    looks,
+    importance,
     overlap,
     require_overlap,
 )
+from evaluation.logged_groups import comparable_digests, logged_decisions, read_groups
+from evaluation.off_policy import TUNED_FOR, Look, looks
 from evaluation.target_policy import Target, parse_weights, read_target, static_target
 from monitor.summary import without_nan
 from policy.durable_file import replace_file
@@ -99,10 +98,12 @@ def ope(
                 f"expected reward groups of the policy arm in {topics.reward_groups}, seen none"
             )
         alpha, floors = evaluated.alpha(logged.features), schema.floors()
-        shared = overlap(importance_weights(logged, alpha, floors))
+        shared = overlap(importance(logged, alpha, floors))
         require_overlap(shared, requests, least_effective)
         status.update("estimating")
-        found = looks(logged, alpha, floors, level=level, tuned_for=tuned_for)
+        found = looks(
+            logged, alpha, floors, level=level, tuned_for=tuned_for, least=least_effective
+        )
     console = Console()
     console.print(_table(found[-1], level, float(logged.rewards.mean())))
     console.print(_overlap_text(shared, requests), soft_wrap=True, highlight=False, markup=False)
@@ -164,11 +165,11 @@ def _table(look: Look, level: float, served: float) -> Table:
 
 
 def _overlap_text(shared: Overlap, requests: int) -> str:
-    text = (
+    return (
         f"effective sample {shared.effective:,.0f} of {requests:,} requests, largest weight "
-        f"{shared.largest:.3g}, mean weight {shared.mean:.3f}"
+        f"{shared.largest:.3g} (cut at {LARGEST_WEIGHT:g}: {shared.lost:.2%} of the target left "
+        f"out), mean weight {shared.mean:.3f}"
     )
-    return text + (f", {shared.cut} weights cut" if shared.cut else "")
 
 
 def _estimates(look: Look) -> dict[str, Any]:

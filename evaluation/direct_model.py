@@ -1,4 +1,4 @@
-"""A direct model of the reward for doubly robust estimates: ridge regression on weights and context.
+"""A direct model of the reward, for doubly robust estimates: ridge regression.
 
 The realised reward is regressed on the context, the point of the simplex, their products, and the
 products of the point's coordinates. Then the expectation over a Dirichlet is known in closed form,
@@ -98,8 +98,8 @@ def predictions(
     Returns:
         [request] predicted reward of the executed point, and of the target.
 
-    Reference: "sequential cross-fitting" as in Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro,
-    arXiv:2210.10768, section 2.
+    Reference: sequential fitting as in Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro,
+    arXiv:2210.10768.
     """
     executed, expected = np.zeros(len(rewards)), np.zeros(len(rewards))
     for begin, end in pairwise(_fits(len(rewards))):

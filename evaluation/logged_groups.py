@@ -13,7 +13,7 @@ from grade.v1.generation_pb2 import Generation
 from grade.v1.packed_pb2 import PackedDecision
 from grade.v1.reward_group_pb2 import JoinRecord, RewardGroup
 
-from evaluation.off_policy import LoggedDecisions
+from evaluation.importance import LoggedDecisions
 from evaluation.uplift import Observed
 from policy.errors import SettingsError, quoted
 from policy.packed import FLOAT32, FLOAT64, numbers, read_packed
@@ -190,7 +190,7 @@ def observed(
 def logged_decisions(
     groups: Iterable[RewardGroup], schema: Schema, comparable: frozenset[bytes], span: Span
 ) -> tuple[LoggedDecisions, LeftOut]:
-    """What `evaluation.off_policy` evaluates: the policy arm, in the order of time.
+    """What `evaluation.off_policy` reads: the policy arm, in the order of time.
 
     Args:
         groups: of both arms.
@@ -215,7 +215,10 @@ def logged_decisions(
     count, objectives = len(decisions), schema.n_objectives
     executed = [decision.executed for decision in decisions]
     found = LoggedDecisions(
-        features=numbers(FLOAT32, [d.features for d in decisions]).reshape(count, -1),
+        features=numbers(FLOAT32, [d.features for d in decisions]).reshape(
+            count, schema.n_features
+        ),
+        alpha=numbers(FLOAT64, [d.alpha for d in decisions]).reshape(count, objectives),
         weights=numbers(
             FLOAT32,
             [

@@ -136,7 +136,21 @@ def show(figures: Mapping[str, Any]) -> RenderableType:
     for name in ("uniform", "static", "served", "oracle"):
         value.add_row(_VALUE_NAMES[name], number(1000 * figures["value"][name], "", 2))
     value.add_row("recovered", number(figures["value"]["recovered"], "", 3), style="bold")
+    value.add_section()
+    value.add_row("gain over the holdout", _over_holdout(figures["uplift"]))
     return Columns([counts, Group(proofs, value), speed], padding=(0, 2))
+
+
+def _over_holdout(uplift: Mapping[str, Any] | None) -> str:
+    """The relative uplift of the whole run, with its sequence.
+
+    >>> _over_holdout({"relative": {"value": 0.1, "sequence": [-0.05, 0.27]}})
+    '+10 % (-5 to +27 %)'
+    """
+    if uplift is None or uplift["relative"] is None:
+        return number(None)
+    low, high = uplift["relative"]["sequence"]
+    return f"{100 * uplift['relative']['value']:+.0f} % ({100 * low:+.0f} to {100 * high:+.0f} %)"
 
 
 _VALUE_NAMES = {

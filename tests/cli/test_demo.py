@@ -19,6 +19,7 @@ KEYS = {
     *("dead_letters", "duplicates", "ticks", "open", "conserved", "reconciled", "failed_rpcs"),
     *("versions_published", "versions_served", "groups_applied", "groups_applied_twice"),
     *("groups_lost", "close_to_served_ms", "rpc_ms", "rpc_near_swap_ms", "value", "generations"),
+    "uplift",
 }
 
 
