@@ -17,7 +17,6 @@ from policy.rewards import (
     candidate_scores,
     discounts,
     examination_at,
-    examined_gains,
     expected_values,
     gains,
 )
@@ -38,7 +37,8 @@ class Requests(NamedTuple):
     predicted: Floats
     """[request, item] in gain units, as predicted; zero where there is no item."""
     examination: Floats
-    """[request, item] chance that the item's position is looked at; 1 where there is no item."""
+    """[request, item] chance that the item's position is looked at; 1 where there is no item, and
+    where the request earned nothing."""
     present: Flags
     """[request, item] whether there is an item."""
     ideal: Floats
@@ -144,7 +144,7 @@ def posteriors(requests: Requests, weights: Floats) -> Floats:
     return result
 
 
-def priors(requests: Requests, weights: Floats) -> Floats:
+def priors(requests: Requests, rows: npt.NDArray[np.intp], weights: Floats) -> Floats:
     """Score any fusion weights by what the scores promise of the logged items.
 
     Over the shown items alone, as the posterior is, so that the two compare the same rankings; the
@@ -152,13 +152,13 @@ def priors(requests: Requests, weights: Floats) -> Floats:
 
     Args:
         requests: the padded requests.
+        rows: those to score.
         weights: [request, member, objective] fusion weights.
 
     Returns:
-        [request, member] discounted cumulative predicted gain of the induced ranking, in gain
-        units.
+        [row, member] discounted cumulative predicted gain of the induced ranking, in gain units.
     """
-    return _scored(requests, np.arange(len(weights)), weights, requests.predicted)
+    return _scored(requests, rows, weights, requests.predicted)
 
 
 def _scored(
@@ -203,24 +203,28 @@ def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
         scores = candidate_scores(schema, [group.impression for group in groups])
         present[rows, :items] = True
         signals[rows, :items] = transform_scores(schema, scores)[:, :items]
-        values[rows, :items] = _values(schema, groups, items)
+        values[rows, :items], looked_at[rows, :items] = _earned(schema, groups, items)
         predicted[rows, :items] = expected_values(schema, scores[:, :items])
-        positions = [group.impression.positions[:] for group in groups]
-        looked_at[rows, :items] = examination_at(schema, positions)
     features = numbers(FLOAT32, [decision.features for _, decision in read]).reshape(len(read), -1)
     return Requests(features, signals, values, predicted, looked_at, present, _ideal(values))
 
 
-def _values(schema: Schema, groups: Sequence[RewardGroup], items: int) -> Floats:
-    """[group, item] gains corrected for examination, in gain units; groups of as many items."""
-    values = np.zeros((len(groups), items))
+def _earned(schema: Schema, groups: Sequence[RewardGroup], items: int) -> tuple[Floats, Floats]:
+    """What groups of as many items earned.
+
+    Returns:
+        [group, item] gains corrected for examination, in gain units; [group, item] chance that the
+        item's position is looked at, worked out only where something was earned.
+    """
+    values, looked_at = np.zeros((len(groups), items)), np.ones((len(groups), items))
     for row, group in enumerate(groups):
         if group.conversions:
             impression = group.impression
             conversions = [joined.conversion for joined in group.conversions]
             gain = gains(schema, impression.item_ids, conversions)
-            values[row] = examined_gains(schema, gain, impression.positions[:])
-    return values
+            looked_at[row] = examination_at(schema, impression.positions[:])
+            values[row] = gain / looked_at[row]
+    return values, looked_at
 
 
 def _served(schema: Schema, read: Sequence[_Read]) -> Served:

@@ -28,12 +28,24 @@ class Rewarding:
         self._promise = RunningIdeal(settings.half_life)
         self._calibration = Calibration(settings.half_life / 2)
 
-    def add(self, batch: Batch) -> None:
-        """Measure what is usual, and how far the prior agrees, before a slot is learned from."""
+    def add(self, batch: Batch) -> Components:
+        """Measure what is usual, and how far the prior agrees, before a slot is learned from.
+
+        Returns:
+            the components of the groups as they were served; the posterior as the join wrote it.
+        """
         self._ideal.add(batch.requests.ideal)
-        if self._settings.prior_weight:
-            self._promise.add(ideal(batch.requests.predicted))
-            self._calibration.add(self.served(batch))
+        served = batch.served
+        if not self._settings.prior_weight:
+            return self._components(
+                batch.requests, served.posterior, served.weights, served.present
+            )
+        self._promise.add(ideal(batch.requests.predicted))
+        components = self._components(
+            batch.requests, served.posterior, served.weights, served.present
+        )
+        self._calibration.add(components)
+        return components
 
     def clear_calibration(self) -> None:
         """Forget how far the prior agreed."""
@@ -66,10 +78,11 @@ class Rewarding:
         earned = posteriors(requests, weights) / self.usual(requests)
         return earned + self._settings.format_weight * format_rewards(self._schema, weights)
 
-    def served(self, batch: Batch) -> Components:
-        """The components of the groups as they were served; the posterior as the join wrote it."""
-        served = batch.served
-        return self._components(batch.requests, served.posterior, served.weights, served.present)
+    def informative(self, components: Components) -> int:
+        """How many groups have members that outcomes or soft rules tell apart."""
+        rewards = components.posterior + self._settings.format_weight * components.format
+        spread = np.abs(composite.centred(rewards, components.present)).max(axis=-1, initial=0)
+        return int((spread > composite.LEAST_SPREAD).sum())
 
     def fresh(self, requests: Requests, weights: Floats) -> Components:
         """The components of groups that nobody was served, scored on the logged items."""
@@ -104,11 +117,14 @@ class Rewarding:
         weights: Floats,
         present: npt.NDArray[np.bool_],
     ) -> Components:
-        # The prior costs a ranking of every member, so it is left out where it has no weight.
+        # The prior costs a ranking of every member, so it is left out where it has no weight: a
+        # prior that does not agree is only asked about what is needed to see whether it does.
+        promised = np.zeros(posterior.shape)
         if self._settings.prior_weight:
-            promised = priors(requests, weights) / self._usual_promise(requests)
-        else:
-            promised = np.zeros(posterior.shape)
+            asked = requests.values.any(axis=1) | bool(self.prior_scale)
+            rows = np.flatnonzero(asked)
+            usual = self._usual_promise(requests)[rows]
+            promised[rows] = priors(requests, rows, weights) / usual
         return Components(
             posterior / self.usual(requests),
             promised,

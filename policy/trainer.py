@@ -16,7 +16,8 @@ from torch import Tensor
 
 from policy import dirichlet, grpo, listwise
 from policy.adam import Adam
-from policy.batch import Batch, Requests, collate
+from policy.batch import Batch, Requests, Served, collate
+from policy.composite import Components
 from policy.drift import DriftDetector
 from policy.fusion import Floats
 from policy.initial import initial_parameters
@@ -46,7 +47,7 @@ class StepReport(NamedTuple):
     groups: int
     """Policy-arm groups that were learned from."""
     informative_groups: int
-    """Those whose members' rewards differ."""
+    """Those whose members' rewards differ, the prior left aside: it differs nearly always."""
     reward: float
     """Mean posterior of the executed members, in gain units."""
     kl: float
@@ -189,7 +190,7 @@ class Trainer:
             before = self._average.alpha(heads)
 
         # What is served is judged before anything is learned from what judges it.
-        self._rewarding.add(batch)
+        components = self._rewarding.add(batch)
         self._judge(requests, heads)
         score, drifted = self._drift.score(), self._drift.fired()
         if drifted:
@@ -197,7 +198,7 @@ class Trainer:
         self._past.add(requests)
         self._measure(requests)
 
-        members = self._served_members(batch)
+        members = self._served_members(served, components)
         clipped, norms = [], []
         for index in range(settings.steps):
             loss = torch.zeros((), dtype=torch.float64)
@@ -215,7 +216,7 @@ class Trainer:
         seen = np.isfinite(served.executed)
         return StepReport(
             groups=len(requests.features),
-            informative_groups=int(grpo.informative(members.advantages).sum()),
+            informative_groups=self._rewarding.informative(components),
             reward=float(served.executed[seen].mean()) if seen.any() else 0.0,
             kl=float(dirichlet.kl(after, before.numpy()).mean()),
             concentration=float(after.sum(axis=-1).mean()),
@@ -442,12 +443,11 @@ class Trainer:
         hidden = len(self._network.get_parameter("hidden0_bias"))
         return dropout(generator, requests, hidden, self._settings.dropout)
 
-    def _served_members(self, batch: Batch) -> _Members:
-        served = batch.served
+    def _served_members(self, served: Served, components: Components) -> _Members:
         return _Members(
             torch.from_numpy(served.simplex),
             torch.from_numpy(served.log_densities),
-            self._advantages(self._rewarding.advantages(self._rewarding.served(batch))),
+            self._advantages(self._rewarding.advantages(components)),
         )
 
     def _fresh_members(
