@@ -52,7 +52,7 @@ def bench(
         list[str] | None, typer.Option(help="Of learning: only this world; may be repeated.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Of learning: processes [default: one per core].")
+        int | None, typer.Option(min=1, help="Of learning: processes.", show_default="one per core")
     ] = None,
     data: Annotated[
         Path, typer.Option(help="Of learning: folder of real requests with their policy.toml.")

@@ -30,20 +30,22 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             help="A policy to judge, as often as wanted: a file of `grade export`, or a .toml with "
-            "a table [weights], one number per objective."
+            "a table named weights, one number per objective."
         ),
     ] = None,
     schema: Annotated[
         Path | None,
-        typer.Option(help="The policy's schema [default: policy.toml in the folder]."),
+        typer.Option(help="The policy's schema.", show_default="policy.toml in the folder"),
     ] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="How many items of a list win.")] = 3,
     click: Annotated[
-        str | None, typer.Option(help="Outcome that counts as a click [default: the first].")
+        str | None, typer.Option(help="Outcome that counts as a click.", show_default="the first")
     ] = None,
     order: Annotated[
         str | None,
-        typer.Option(help="Outcome that counts as an order [default: the one of largest gain]."),
+        typer.Option(
+            help="Outcome that counts as an order.", show_default="the one of largest gain"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the search and of the resamples.")] = 0,
     json_file: Annotated[

@@ -23,7 +23,7 @@ def learnable(
     data_dir: Annotated[Path, typer.Argument(help="Folder in the format of docs/data-folder.md.")],
     schema: Annotated[
         Path | None,
-        typer.Option(help="The policy's schema [default: policy.toml in the folder]."),
+        typer.Option(help="The policy's schema.", show_default="policy.toml in the folder"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of folds, resamples and permutations.")] = 0,
     json_file: Annotated[

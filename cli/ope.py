@@ -43,7 +43,7 @@ def ope(
         Path | None,
         typer.Argument(
             help="The policy to evaluate: a file of `grade export`, or a .toml with a table "
-            "[weights], one number per objective."
+            "named weights, one number per objective."
         ),
     ] = None,
     weights: Annotated[
@@ -57,8 +57,9 @@ def ope(
         float | None,
         typer.Option(
             min=0.001,
-            help="Of the Dirichlet that stands for static weights [default: 20]; for a policy, "
-            "around its mean instead of its own.",
+            help="Of the Dirichlet that stands for static weights; for a policy, around its mean "
+            "instead of its own.",
+            show_default="20 for static weights",
         ),
     ] = None,
     policy: PolicyName = None,

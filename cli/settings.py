@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from policy.composite import Combination
 from policy.errors import SettingsError, quoted
 from policy.names import has_control_character
 from policy.toml_table import parse_toml, read_text
@@ -130,19 +131,33 @@ class Settings(BaseSettings):
     learn_served_epochs: Steps = 2
     """Clipped steps per slot on the groups as served."""
     learn_epsilon: Positive = 0.2
-    """Clip of the importance ratio: it counts within 1 - epsilon to 1 + epsilon."""
+    """Clip of the importance ratio: it counts down to 1 - epsilon."""
+    learn_epsilon_high: Positive = 0.2
+    """The same upwards: to 1 + this."""
     learn_ratio_cap: Annotated[Positive, Field(ge=1)] = 1.5
     """Greatest importance ratio of a stale group."""
     learn_kl_weight: Weight = 0.0
-    """Weight of the KL to version 0, in reward units per nat; 0 is off."""
+    """Weight of the KL to the reference, in reward units per nat; 0 is off."""
+    learn_reference: Literal["start", "average", "refresh"] = "start"
+    """The reference: where the epoch began, a slow average of the learned, or a regular copy."""
     learn_fresh_steps: Steps = 1
     """Steps per slot on groups drawn anew for the slot's own requests."""
-    learn_replay_steps: Steps = 2
-    """Steps per slot on groups drawn anew for past requests."""
-    learn_average: Annotated[Positive, Field(le=1)] = 0.1
-    """Share of the latest parameters in those that are served, per slot; 1 serves the latest."""
+    learn_replay_steps: Steps = 6
+    """Steps per slot on past requests."""
+    learn_dropout: Annotated[Weight, Field(lt=1)] = 0.6
+    """Share of the contextual part's hidden units that a request leaves out while it is learned."""
+    learn_average: Annotated[Positive, Field(le=1)] = 0.01
+    """Least share of the latest parameters in those that are served, per slot; 1 serves them."""
+    learn_combine: Combination = "calibrated"
+    """How posterior, prior and format become one advantage; docs/learning.md compares the ways."""
+    learn_prior_weight: Weight = 0.3
+    """Weight of the prior, which predicted signals promise, before calibration; 0 is off."""
     learn_format_weight: Weight = 1.0
     """Weight of keeping the schema's soft rules, beside an outcome's reward of about 1 at best."""
+    learn_advantage_scale: Literal["off", "group", "batch"] = "off"
+    """What advantages are divided by: nothing, or the deviation of their group or batch."""
+    learn_drift_threshold: Positive = 5.0
+    """Standard errors by which the lead over uniform weights falls before learning begins anew."""
     learn_checkpoints_kept: Count = 5
     """Checkpoints that are kept on disk."""
     learn_versions_kept: Count = 100

@@ -144,12 +144,19 @@ def trainer_settings(settings: Settings) -> TrainerSettings:
         contextual_rate=settings.learn_contextual_rate,
         served_epochs=settings.learn_served_epochs,
         epsilon=settings.learn_epsilon,
+        epsilon_high=settings.learn_epsilon_high,
         ratio_cap=settings.learn_ratio_cap,
         kl_weight=settings.learn_kl_weight,
         fresh_steps=settings.learn_fresh_steps,
         replay_steps=settings.learn_replay_steps,
         average=settings.learn_average,
+        combine=settings.learn_combine,
+        prior_weight=settings.learn_prior_weight,
         format_weight=settings.learn_format_weight,
+        advantage_scale=settings.learn_advantage_scale,
+        reference=settings.learn_reference,
+        dropout=settings.learn_dropout,
+        drift_threshold=settings.learn_drift_threshold,
     )
 
 

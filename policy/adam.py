@@ -71,6 +71,12 @@ class Adam:
             parameter.addcdiv_(first, spread, value=-self._rate / unbiased_first)
         return norm
 
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Forget every gradient so far."""
+        for tensor in (self._steps, *self._first, *self._second):
+            tensor.zero_()
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on beside the parameters; not copies."""
         found = {"steps": self._steps}

@@ -69,11 +69,12 @@ def adopt_state(
 ) -> State:
     """The trainer's state for another schema of the same policy, or for other settings.
 
-    The learned and the served parameters are adopted, the features' statistics go by name, and what
-    tells how far learning has come is kept: the gate's record, the usual ideal and the number of
-    slots, so that the served average goes on and does not jump to the latest parameters. The
-    optimisers' moments are kept where features and objectives are the same, past requests where
-    also what is made of their scores and outcomes is; else both begin anew.
+    The learned, the served and the reference parameters are adopted, and the features' statistics
+    go by name. What tells how far learning has come is kept: the records of gate, drift and prior,
+    what is usual, and the number of slots, so that the served average goes on and does not jump to
+    the latest parameters. The optimisers' moments are kept where features and objectives are the
+    same, past requests where also what is made of their scores and outcomes is; else both begin
+    anew.
 
     Args:
         state: of the trainer that has learned so far, by name.
@@ -82,7 +83,7 @@ def adopt_state(
         new: the schema of `fresh`.
     """
     adopted: State = dict(fresh)
-    for part in ("learned", "served"):
+    for part in ("learned", "served", "reference"):
         tensors = adopt_parameters(_part(state, part), old, new)
         adopted |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
     for name in ("count", "mean", "squares"):
@@ -90,7 +91,7 @@ def adopt_state(
         for at, before in _shared(_features(new), _features(old)):
             values[at] = state[f"scale.{name}"][before]
         adopted[f"scale.{name}"] = values
-    kept = ["slots", "gate.", "ideal."]
+    kept = ["slots", "sharpness", "gate.", "drift.", "ideal.", "promise.", "calibration."]
     if (_features(old), _objectives(old)) == (_features(new), _objectives(new)):
         kept += ["static_adam.", "contextual_adam."]
     if _requests_mean(old) == _requests_mean(new):

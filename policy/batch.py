@@ -13,23 +13,16 @@ from grade.v1.reward_group_pb2 import RewardGroup
 from policy.dirichlet import weights_to_simplex
 from policy.fusion import Floats, fuse, rank, transform_scores
 from policy.packed import FLOAT32, FLOAT64, numbers, read_packed
-from policy.rewards import candidate_scores, discounts, examined_gains, expected_values, gains
+from policy.rewards import (
+    candidate_scores,
+    discounts,
+    examination_at,
+    expected_values,
+    gains,
+)
 from policy.schema import Schema
 
 Flags = npt.NDArray[np.bool_]
-
-
-class Request(NamedTuple):
-    """What one request logged: enough to score any fusion weights on it again."""
-
-    features: Floats
-    """[feature] the context."""
-    signals: Floats
-    """[item, objective] see `policy.fusion.transform_scores`."""
-    values: Floats
-    """[item] gains corrected for examination, in gain units."""
-    predicted: Floats
-    """[item] gains that the scores promise; see `policy.rewards.expected_values`."""
 
 
 class Requests(NamedTuple):
@@ -43,24 +36,13 @@ class Requests(NamedTuple):
     """[request, item] in gain units; zero where there is no item."""
     predicted: Floats
     """[request, item] in gain units, as predicted; zero where there is no item."""
+    examination: Floats
+    """[request, item] chance that the item's position is looked at; 1 where there is no item, and
+    where the request earned nothing."""
     present: Flags
     """[request, item] whether there is an item."""
     ideal: Floats
     """[request] largest discounted cumulative gain of any order, in gain units."""
-
-    def with_outcome(self) -> list[Request]:
-        """The requests with a value that is not zero, in their order; views of the arrays."""
-        return [self.request(row) for row in np.flatnonzero(self.values.any(axis=1)).tolist()]
-
-    def request(self, row: int) -> Request:
-        """One request without its padding; views of the arrays."""
-        items = int(self.present[row].sum())
-        return Request(
-            self.features[row],
-            self.signals[row, :items],
-            self.values[row, :items],
-            self.predicted[row, :items],
-        )
 
 
 class Served(NamedTuple):
@@ -117,17 +99,31 @@ def collate(schema: Schema, groups: Sequence[RewardGroup]) -> Batch | None:
     return Batch(requests, _served(schema, read))
 
 
-def pad(logged: Sequence[Request]) -> Requests:
-    """Pad at least one request to the length of the longest."""
-    lengths = np.array([len(request.values) for request in logged])
-    present = np.arange(lengths.max()) < lengths[:, None]
-    signals = np.zeros((*present.shape, logged[0].signals.shape[1]))
-    signals[present] = np.concatenate([request.signals for request in logged])
-    values, predicted = np.zeros(present.shape), np.zeros(present.shape)
-    values[present] = np.concatenate([request.values for request in logged])
-    predicted[present] = np.concatenate([request.predicted for request in logged])
-    features = np.array([request.features for request in logged], dtype=np.float64)
-    return Requests(features, signals, values, predicted, present, _ideal(values))
+def padded(
+    features: Floats,
+    present: Flags,
+    signals: Floats,
+    values: Floats,
+    predicted: Floats,
+    examination: Floats,
+) -> Requests:
+    """Lay requests of different lengths out in rows.
+
+    Args:
+        features: [request, feature]
+        present: [request, item] whether there is an item.
+        signals: [present item, objective] of all requests, one after the other.
+        values: [present item] in gain units.
+        predicted: [present item] in gain units.
+        examination: [present item] chance that its position is looked at.
+    """
+    rows = np.zeros((*present.shape, signals.shape[1]))
+    rows[present] = signals
+    gain, promise, looked_at = np.zeros((3, *present.shape))
+    gain[present], promise[present] = values, predicted
+    looked_at[...] = 1
+    looked_at[present] = examination
+    return Requests(features, rows, gain, promise, looked_at, present, _ideal(gain))
 
 
 def posteriors(requests: Requests, weights: Floats) -> Floats:
@@ -148,7 +144,7 @@ def posteriors(requests: Requests, weights: Floats) -> Floats:
     return result
 
 
-def priors(requests: Requests, weights: Floats) -> Floats:
+def priors(requests: Requests, rows: npt.NDArray[np.intp], weights: Floats) -> Floats:
     """Score any fusion weights by what the scores promise of the logged items.
 
     Over the shown items alone, as the posterior is, so that the two compare the same rankings; the
@@ -156,13 +152,13 @@ def priors(requests: Requests, weights: Floats) -> Floats:
 
     Args:
         requests: the padded requests.
+        rows: those to score.
         weights: [request, member, objective] fusion weights.
 
     Returns:
-        [request, member] discounted cumulative predicted gain of the induced ranking, in gain
-        units.
+        [row, member] discounted cumulative predicted gain of the induced ranking, in gain units.
     """
-    return _scored(requests, np.arange(len(weights)), weights, requests.predicted)
+    return _scored(requests, rows, weights, requests.predicted)
 
 
 def _scored(
@@ -201,27 +197,34 @@ def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
     present = np.zeros((len(read), max(items for items, _ in alike)), dtype=np.bool_)
     signals = np.zeros((*present.shape, schema.n_objectives))
     values, predicted = np.zeros(present.shape), np.zeros(present.shape)
+    looked_at = np.ones(present.shape)
     for (items, _), rows in alike.items():
         groups = [read[row].group for row in rows]
         scores = candidate_scores(schema, [group.impression for group in groups])
         present[rows, :items] = True
         signals[rows, :items] = transform_scores(schema, scores)[:, :items]
-        values[rows, :items] = _values(schema, groups, items)
+        values[rows, :items], looked_at[rows, :items] = _earned(schema, groups, items)
         predicted[rows, :items] = expected_values(schema, scores[:, :items])
     features = numbers(FLOAT32, [decision.features for _, decision in read]).reshape(len(read), -1)
-    return Requests(features, signals, values, predicted, present, _ideal(values))
+    return Requests(features, signals, values, predicted, looked_at, present, _ideal(values))
 
 
-def _values(schema: Schema, groups: Sequence[RewardGroup], items: int) -> Floats:
-    """[group, item] gains corrected for examination, in gain units; groups of as many items."""
-    values = np.zeros((len(groups), items))
+def _earned(schema: Schema, groups: Sequence[RewardGroup], items: int) -> tuple[Floats, Floats]:
+    """What groups of as many items earned.
+
+    Returns:
+        [group, item] gains corrected for examination, in gain units; [group, item] chance that the
+        item's position is looked at, worked out only where something was earned.
+    """
+    values, looked_at = np.zeros((len(groups), items)), np.ones((len(groups), items))
     for row, group in enumerate(groups):
         if group.conversions:
             impression = group.impression
             conversions = [joined.conversion for joined in group.conversions]
             gain = gains(schema, impression.item_ids, conversions)
-            values[row] = examined_gains(schema, gain, impression.positions[:])
-    return values
+            looked_at[row] = examination_at(schema, impression.positions[:])
+            values[row] = gain / looked_at[row]
+    return values, looked_at
 
 
 def _served(schema: Schema, read: Sequence[_Read]) -> Served:

@@ -4,34 +4,44 @@ Shapes: rewards, advantages and densities are [request, member]; alpha is [reque
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+DEVIATION_FLOOR = 1e-4
+"""Added to a deviation that is divided by, so that equal rewards stay 0."""
 
-def group_advantages(rewards: Tensor, present: Tensor) -> Tensor:
-    """Score each member against the other members of its own group.
 
-    The mean is taken away; nothing is divided by the standard deviation, which would blow up groups
-    that hardly differ (see docs/papers.md).
+def scaled(advantages: Tensor, by: Literal["off", "group", "batch"]) -> Tensor:
+    """Divide advantages by a deviation, or leave them as they are.
+
+    By default nothing is divided: a group that hardly differs would count like one that differs
+    much, and sparse outcomes would drown.
 
     Args:
-        rewards: [request, member] in reward units; may be NaN where not present.
-        present: [request, member] whether the member counts.
+        advantages: [request, member] in reward units; rows sum to zero.
+        by: `off`; `group`, each row by its own deviation (GRPO); `batch`, all by that of the rows
+            that say something.
 
     Returns:
-        [request, member] in reward units; every row sums to zero, absent members are zero.
+        [request, member]; rows still sum to zero.
 
-    >>> group_advantages(torch.tensor([[1.0, 3.0, torch.nan]]), torch.tensor([[True, True, False]]))
-    tensor([[-1.,  1.,  0.]])
+    >>> scaled(torch.tensor([[-2.0, 2.0], [0.0, 0.0]]), "group").round(decimals=3)
+    tensor([[-1.,  1.],
+            [ 0.,  0.]])
 
-    Reference: group baseline of DeepSeekMath, arXiv:2402.03300, section 4.1.2; without the standard
-    deviation as in Dr. GRPO, arXiv:2503.20783.
+    Reference: DeepSeekMath, arXiv:2402.03300, section 4.1.2 (`group`); Dr. GRPO, arXiv:2503.20783
+    (`off`).
     """
-    counted = torch.where(present, rewards, 0)
-    count = present.sum(dim=-1, keepdim=True).clamp(min=1)
-    mean = counted.sum(dim=-1, keepdim=True) / count
-    return torch.where(present, counted - mean, 0)
+    if by == "off":
+        return advantages
+    if by == "group":
+        deviation = advantages.square().mean(dim=-1, keepdim=True).sqrt()
+    else:
+        spoken = advantages[informative(advantages)]
+        deviation = spoken.square().mean().sqrt() if len(spoken) else torch.ones(())
+    return advantages / (deviation + DEVIATION_FLOOR)
 
 
 def informative(advantages: Tensor, threshold: float = 1e-9) -> Tensor:
@@ -82,26 +92,29 @@ def importance_ratio(log_density: Tensor, served_log_density: Tensor, cap: float
     return torch.exp((log_density - served_log_density).clamp(max=math.log(cap)))
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, epsilon: float) -> Tensor:
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, epsilon: float, epsilon_high: float
+) -> Tensor:
     """What is gained to first order, with no reward for moving further than epsilon.
 
     Args:
         ratio: [request, member] see `importance_ratio`.
         advantages: [request, member] in reward units.
-        epsilon: ratios count only within [1 - epsilon, 1 + epsilon].
+        epsilon: ratios count only down to 1 - epsilon,
+        epsilon_high: and up to 1 + epsilon_high; the greater, the more a rare good member may gain.
 
     Returns:
         [request, member] in reward units.
 
-    Reference: PPO, arXiv:1707.06347, equation 7.
+    Reference: PPO, arXiv:1707.06347, equation 7; two bounds as in DAPO, arXiv:2503.14476.
     """
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
     return torch.minimum(ratio * advantages, clipped * advantages)
 
 
-def clip_fraction(ratio: Tensor, advantages: Tensor, epsilon: float) -> Tensor:
+def clip_fraction(ratio: Tensor, advantages: Tensor, epsilon: float, epsilon_high: float) -> Tensor:
     """Share of the members with an advantage whose gradient the clip has cut off, in [0, 1]."""
-    up = (ratio > 1 + epsilon) & (advantages > 0)
+    up = (ratio > 1 + epsilon_high) & (advantages > 0)
     down = (ratio < 1 - epsilon) & (advantages < 0)
     return (up | down).sum() / (advantages != 0).sum().clamp(min=1)
 
@@ -114,6 +127,7 @@ def grpo_loss(
     reference: Tensor | None,
     *,
     epsilon: float,
+    epsilon_high: float,
     ratio_cap: float,
     kl_weight: float = 0.0,
 ) -> Tensor:
@@ -126,9 +140,10 @@ def grpo_loss(
         alpha: [request, objective] of the current policy.
         simplex: [request, member, objective] the members.
         served_log_density: [request, member] as logged.
-        advantages: [request, member] see `group_advantages`.
+        advantages: [request, member] see `policy.composite`.
         reference: [request, objective] alpha of the reference policy; None leaves the KL out.
         epsilon: see `clipped_surrogate`.
+        epsilon_high: see `clipped_surrogate`.
         ratio_cap: see `importance_ratio`.
         kl_weight: reward units per nat.
 
@@ -137,6 +152,6 @@ def grpo_loss(
         what it knows.
     """
     ratio = importance_ratio(log_density(alpha, simplex), served_log_density, ratio_cap)
-    surrogate = clipped_surrogate(ratio, advantages, epsilon).mean(dim=-1)
+    surrogate = clipped_surrogate(ratio, advantages, epsilon, epsilon_high).mean(dim=-1)
     loss = -surrogate if reference is None else kl_weight * kl(alpha, reference) - surrogate
     return torch.where(informative(advantages), loss, 0).mean()

@@ -19,6 +19,9 @@ MEASURED = ("feature_mean", "feature_scale", "gate")
 FIXED = (*MEASURED, "mean_floor")
 """Tensors that are not learned by gradient."""
 
+Kept = tuple[Tensor, Tensor] | None
+"""What dropout keeps, see `dropout`; None: everything."""
+
 
 class Heads(NamedTuple):
     """What the network says about a batch of contexts, before static and contextual are mixed."""
@@ -47,19 +50,23 @@ class PolicyNetwork(nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
 
-    def heads(self, features: Tensor) -> Heads:
+    def heads(self, features: Tensor, kept: Kept = None) -> Heads:
         """Evaluate both parts.
 
         Args:
             features: [request, feature] in the schema's units.
+            kept: two times [request, hidden], see `dropout`; None keeps every hidden unit.
         """
         p = dict(self.named_parameters()) | dict(self.named_buffers())
         context = (features - p["feature_mean"]) / p["feature_scale"]
         context = context.clamp(-CONTEXT_CLIP, CONTEXT_CLIP)
         hidden = torch.relu(context @ p["hidden0_weight"].T + p["hidden0_bias"])
+        hidden = hidden if kept is None else hidden * kept[0]
         hidden = torch.relu(hidden @ p["hidden1_weight"].T + p["hidden1_bias"])
+        hidden = hidden if kept is None else hidden * kept[1]
         low, high = map(math.log, CONCENTRATION_BOUNDS)
-        level = hidden @ p["concentration_weight"] + p["concentration_bias"]
+        # The concentration reads the hidden layers and does not shape them.
+        level = hidden.detach() @ p["concentration_weight"] + p["concentration_bias"]
         return Heads(
             static_logits=p["static_logits"].expand(len(features), -1),
             contextual_logits=hidden @ p["mean_weight"].T + p["mean_bias"],
@@ -75,6 +82,14 @@ class PolicyNetwork(nn.Module):
         mean = floored(mixed_mean(heads, self.get_buffer("gate")), self.least_mean)
         return heads.concentration[..., None] * mean
 
+    @torch.no_grad()
+    def approach(self, other: "PolicyNetwork", share: float) -> None:
+        """Move the learned tensors a share of the way to another network's."""
+        for (_, mine), (_, theirs) in zip(
+            self.named_parameters(), other.named_parameters(), strict=True
+        ):
+            mine.lerp_(theirs.detach(), share)
+
     @property
     def least_mean(self) -> Tensor:
         """[objective] the least that the mean can become."""
@@ -83,6 +98,28 @@ class PolicyNetwork(nn.Module):
     def tensors(self) -> dict[str, npt.NDArray[np.float64]]:
         """Copies of the serving tensors by name."""
         return {name: tensor.numpy().copy() for name, tensor in self.state_dict().items()}
+
+
+def dropout(generator: np.random.Generator, requests: int, hidden: int, share: float) -> Kept:
+    """Which hidden units of both layers a request keeps, and how much more they then count.
+
+    Args:
+        generator: source of randomness.
+        requests: how many.
+        hidden: units of a layer.
+        share: of the units that are left out, in [0, 1).
+
+    Returns:
+        two times [request, hidden]: 0 or 1 / (1 - share); None if all are kept.
+
+    Reference: Srivastava et al., "Dropout: a simple way to prevent neural networks from
+    overfitting", JMLR 15, 2014.
+    """
+    if not share:
+        return None
+    kept = generator.random((2, requests, hidden), dtype=np.float32) >= share
+    first, second = torch.from_numpy(kept / (1 - share))
+    return first, second
 
 
 def mixed_mean(heads: Heads, gate: Tensor | float) -> Tensor:

@@ -114,9 +114,13 @@ def examined_gains(schema: Schema, gain: Floats, positions: npt.ArrayLike) -> Fl
     Returns:
         [..., item] in gain units.
     """
+    return np.asarray(gain / examination_at(schema, positions))
+
+
+def examination_at(schema: Schema, positions: npt.ArrayLike) -> Floats:
+    """[..., item] probability that positions [..., item] are looked at, in (0, 1]."""
     position = np.asarray(positions, dtype=np.intp)
-    table = examination(schema, int(position.max(initial=0)) + 1)
-    return np.asarray(gain / table[position])
+    return examination(schema, int(position.max(initial=0)) + 1)[position]
 
 
 def discounted(values: Floats, order: npt.NDArray[np.intp]) -> Floats:

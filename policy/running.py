@@ -1,16 +1,14 @@
-"""What the learner remembers beside its parameters: statistics, the gate's record, past requests.
+"""What the learner remembers beside its parameters: statistics and the gate's record.
 
 Each keeps its memory in plain arrays, so that a checkpoint can hold it exactly. numpy only.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from policy.batch import Request
 from policy.fusion import Floats
 from policy.initial import LARGEST_FEATURE, LEAST_SCALE
 
@@ -152,6 +150,10 @@ class Gate:
         decay = 0.5 ** (int(np.any(lead != 0, axis=1).sum()) / self._half_life)
         self._sums = self._sums * decay + np.array([lead.sum(axis=0), (lead**2).sum(axis=0)])
 
+    def clear(self) -> None:
+        """Forget every record: the gate is shut."""
+        self._sums = np.zeros((2, len(self.OPENINGS)))
+
     def opening(self) -> float:
         """The opening with the greatest lead, in [0, 1]."""
         lead = self._sums[0] - np.sqrt(self._sums[1])
@@ -164,62 +166,3 @@ class Gate:
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Continue from what `state` returned."""
         self._sums = state["sums"].astype(np.float64)
-
-
-class PastRequests:
-    """The latest requests with an outcome, to be learned from again; kept as float32.
-
-    Args:
-        most_items: shown items that are kept in total; the oldest requests go first.
-    """
-
-    def __init__(self, most_items: int) -> None:
-        self._most_items = most_items
-        self._items = 0
-        self._requests: list[Request] = []
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def add(self, requests: Sequence[Request]) -> None:
-        """Take in requests in the slot's order; those without outcome are left out."""
-        for request in requests:
-            if request.values.any():
-                kept = Request(*(array.astype(np.float32).astype(np.float64) for array in request))
-                self._requests.append(kept)
-                self._items += len(kept.values)
-        gone = 0
-        while self._items > self._most_items:
-            self._items -= len(self._requests[gone].values)
-            gone += 1
-        del self._requests[:gone]
-
-    def draw(self, generator: np.random.Generator, count: int) -> list[Request]:
-        """Draw requests evenly, with repetition."""
-        chosen: list[int] = generator.integers(len(self._requests), size=count).tolist()
-        return [self._requests[i] for i in chosen]
-
-    def state(self) -> State:
-        """Everything, to be kept in a checkpoint."""
-        if not self._requests:
-            return {}
-        return {
-            "lengths": np.array([len(r.values) for r in self._requests], dtype=np.int64),
-            "features": np.array([r.features for r in self._requests], dtype=np.float32),
-            "signals": np.concatenate([r.signals for r in self._requests]).astype(np.float32),
-            "values": np.concatenate([r.values for r in self._requests]).astype(np.float32),
-            "predicted": np.concatenate([r.predicted for r in self._requests]).astype(np.float32),
-        }
-
-    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Continue from what `state` returned."""
-        self._requests = []
-        if state:
-            features, *of_items = (
-                state[name].astype(np.float64)
-                for name in ("features", "signals", "values", "predicted")
-            )
-            ends = np.cumsum(state["lengths"].astype(np.int64))[:-1]
-            parts = (np.split(each, ends) for each in of_items)
-            self._requests = [Request(*request) for request in zip(features, *parts, strict=True)]
-        self._items = math.floor(sum(len(r.values) for r in self._requests))

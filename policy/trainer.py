@@ -1,9 +1,10 @@
 """The update rule: parameters N = f(parameters N-1, the groups of one slot, settings).
 
-`Trainer.step` reads downwards as the rule. No clock, no global randomness: draws are keyed by
+`Trainer.learn` reads downwards as the rule. No clock, no global randomness: draws are keyed by
 (seed, policy, epoch, slot), so a step can be recomputed bit for bit.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,24 +14,29 @@ import torch
 from grade.v1.reward_group_pb2 import RewardGroup
 from torch import Tensor
 
-from policy import dirichlet, grpo
+from policy import dirichlet, grpo, listwise
 from policy.adam import Adam
-from policy.batch import Batch, Requests, collate, pad, posteriors
+from policy.batch import Batch, Requests, Served, collate
+from policy.composite import Components
+from policy.drift import DriftDetector
 from policy.fusion import Floats
 from policy.initial import initial_parameters
 from policy.network import (
     MEASURED,
     Heads,
+    Kept,
     PolicyNetwork,
     configure_torch,
+    dropout,
     floored,
     mixed_mean,
 )
-from policy.rewards import format_rewards
-from policy.running import LARGEST_IDEAL, ContextScale, Gate, PastRequests, RunningIdeal
+from policy.past import PastRequests
+from policy.rewarding import Rewarding
+from policy.running import ContextScale, Gate
 from policy.schema import Schema
 from policy.trainer_settings import TrainerSettings
-from policy.trainer_state import check_state
+from policy.trainer_state import Part, check_state
 
 State = dict[str, npt.NDArray[np.generic]]
 
@@ -41,7 +47,7 @@ class StepReport(NamedTuple):
     groups: int
     """Policy-arm groups that were learned from."""
     informative_groups: int
-    """Those whose members' rewards differ."""
+    """Those whose members' rewards differ, the prior left aside: it differs nearly always."""
     reward: float
     """Mean posterior of the executed members, in gain units."""
     kl: float
@@ -56,6 +62,12 @@ class StepReport(NamedTuple):
     """Share of the contextual part in the served mean, in [0, 1]."""
     mean_weights: list[float]
     """[objective] mean fusion weights over the slot's contexts."""
+    prior_scale: float = 0.0
+    """How far the prior agrees with outcomes: what its advantages count, before its weight."""
+    drift_score: float = 0.0
+    """Standard errors by which the lead over uniform weights has fallen."""
+    began_anew: bool = False
+    """Whether drift was found and learning began anew with this slot."""
 
 
 NOTHING = StepReport(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
@@ -63,14 +75,14 @@ NOTHING = StepReport(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
 
 
 class _Parts(NamedTuple):
-    """What the network says now, with gradients."""
+    """What the network says now, with gradients; alpha [request, objective] each."""
 
     static: Tensor
-    """[request, objective] alpha if only the static part were served."""
+    """As if only the static part were served; the concentration is held."""
     contextual: Tensor
-    """[request, objective] alpha if only the contextual part were served."""
-    apart: Tensor
-    """[request, objective] contextual less static log mean."""
+    """As if only the contextual part were served; the concentration is held."""
+    mixed: Tensor
+    """As the gate mixes them; only the concentration is learned by it."""
 
 
 class _Members(NamedTuple):
@@ -86,6 +98,18 @@ class _Members(NamedTuple):
     def of(self, rows: Tensor) -> "_Members":
         """The groups of some requests."""
         return _Members(*(each[rows] for each in self))
+
+
+class _Weights(NamedTuple):
+    """What each of `_Parts` counts in a loss on groups."""
+
+    static: float
+    contextual: float
+    mixed: float
+
+
+def _rows_that_speak(members: _Members) -> Tensor:
+    return torch.nonzero(grpo.informative(members.advantages)).squeeze(-1)
 
 
 class Trainer:
@@ -112,13 +136,17 @@ class Trainer:
         self._settings = settings
         self._epoch = epoch
         self._floors = schema.floors()
+        self._spare = 1 - math.fsum(self._floors.tolist())
         first = initial_parameters(schema, settings.seed)
-        self._reference = PolicyNetwork(first).requires_grad_(False)
+        self._reference = PolicyNetwork(start or first).requires_grad_(False)
         self._network = PolicyNetwork(start or first)
         self._average = PolicyNetwork(start or first).requires_grad_(False)
+        self._sharpness = torch.zeros(1, dtype=torch.float64, requires_grad=True)
         named = dict(self._network.named_parameters())
         static = named.pop("static_logits")
-        self._static_adam = Adam([static], settings.static_rate, second_decay=0.999)
+        self._static_adam = Adam(
+            [static, self._sharpness], settings.static_rate, second_decay=0.999
+        )
         self._contextual_adam = Adam(
             list(named.values()),
             settings.contextual_rate,
@@ -126,9 +154,10 @@ class Trainer:
             gradient_limit=settings.gradient_limit,
         )
         self._scale = ContextScale(schema.n_features)
-        self._ideal = RunningIdeal(settings.half_life)
+        self._rewarding = Rewarding(schema, settings)
         self._gate = Gate(settings.half_life)
-        self._past = PastRequests(settings.replay_items)
+        self._drift = DriftDetector(settings.drift_threshold)
+        self._past = PastRequests(schema.n_features, schema.n_objectives, settings.replay_items)
         self._slots = 0
         if start is not None:
             self._scale.assume(start["feature_mean"], start["feature_scale"])
@@ -147,7 +176,7 @@ class Trainer:
         """
         batch = collate(self._schema, groups)
         if batch is None:
-            return NOTHING._replace(gate=self._gate.opening())
+            return NOTHING._replace(gate=self.opening())
         return self.learn(batch, slot=slot)
 
     def learn(self, batch: Batch, *, slot: int) -> StepReport:
@@ -160,39 +189,49 @@ class Trainer:
         with torch.no_grad():
             before = self._average.alpha(heads)
 
-        self._ideal.add(requests.ideal)
-        self._gate.add(self._rewards_of_openings(requests, heads))
-        self._past.add(requests.with_outcome())
+        # What is served is judged before anything is learned from what judges it.
+        components = self._rewarding.add(batch)
+        self._judge(requests, heads)
+        score, drifted = self._drift.score(), self._drift.fired()
+        if drifted:
+            self._begin_anew()
+        self._past.add(requests)
         self._measure(requests)
 
-        members = self._served_members(batch)
-        steps = [self._learn_served(requests, members) for _ in range(settings.served_epochs)]
-        clipped = [share for share, _ in steps]
-        norms = [norm for _, norm in steps]
-        for _ in range(settings.fresh_steps):
-            norms.append(self._learn_fresh(requests, generator))
-        for _ in range(settings.replay_steps if len(self._past) else 0):
-            past = pad(self._past.draw(generator, settings.replay_requests))
-            norms.append(self._learn_fresh(past, generator))
+        members = self._served_members(served, components)
+        clipped, norms = [], []
+        for index in range(settings.steps):
+            loss = torch.zeros((), dtype=torch.float64)
+            if index < settings.replay_steps and len(self._past):
+                loss = loss + self._past_loss(generator)
+            if index < settings.served_epochs:
+                clipped.append(self._clip_fraction(requests, members))
+                loss = loss + self._served_loss(requests, members)
+            if index < settings.fresh_steps:
+                loss = loss + self._fresh_loss(requests, generator)
+            norms.append(self._descend(loss))
 
         self._publish()
         after = self._served_alpha(requests)
         seen = np.isfinite(served.executed)
         return StepReport(
             groups=len(requests.features),
-            informative_groups=int(grpo.informative(members.advantages).sum()),
+            informative_groups=self._rewarding.informative(components),
             reward=float(served.executed[seen].mean()) if seen.any() else 0.0,
             kl=float(dirichlet.kl(after, before.numpy()).mean()),
             concentration=float(after.sum(axis=-1).mean()),
             clip_fraction=float(np.mean(clipped)) if clipped else 0.0,
             gradient_norm=float(np.mean(norms)) if norms else 0.0,
-            gate=self._gate.opening(),
+            gate=self.opening(),
             mean_weights=self._mean_weights(after).mean(axis=0).tolist(),
+            prior_scale=self._rewarding.prior_scale,
+            drift_score=score,
+            began_anew=drifted,
         )
 
     def opening(self) -> float:
         """Share of the contextual part in the mean of the next version, in [0, 1]."""
-        return self._gate.opening()
+        return self._gate.opening() if self._settings.gate else 1.0
 
     def serving_parameters(self) -> dict[str, Floats]:
         """The tensors to serve, by name; see `policy.initial`."""
@@ -236,94 +275,179 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every torch tensor of the state by name; the tensors themselves, not copies."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {"sharpness": self._sharpness}
         for prefix, tensors in (
             ("learned", self._network.state_dict()),
             ("served", self._average.state_dict()),
+            ("reference", self._reference.state_dict()),
             ("static_adam", self._static_adam.tensors()),
             ("contextual_adam", self._contextual_adam.tensors()),
         ):
             found |= {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
         return found
 
-    def _learn_served(self, requests: Requests, members: _Members) -> tuple[float, float]:
-        """One clipped step on the groups as served; returns clip fraction and gradient norm."""
-        rows = torch.nonzero(grpo.informative(members.advantages)).squeeze(-1)
-        spoken = members.of(rows)
+    def _running(self) -> dict[str, Part]:
+        return {
+            "scale": self._scale,
+            "gate": self._gate,
+            "drift": self._drift,
+            "past": self._past,
+            **self._rewarding.running(),
+        }
+
+    # --- judging what is served ---
+
+    def _served_heads(self, requests: Requests) -> Heads:
         with torch.no_grad():
-            parts = self._parts(torch.from_numpy(requests.features)[rows])
-        served = parts.contextual if self._gate.opening() else parts.static
-        ratio = grpo.importance_ratio(
-            grpo.log_density(served, spoken.simplex), spoken.log_densities, self._settings.ratio_cap
+            return self._average.heads(torch.from_numpy(requests.features))
+
+    def _judge(self, requests: Requests, heads: Heads) -> None:
+        """Show gate and drift detector what served and uniform means would have earned."""
+        rows = np.flatnonzero(requests.values.any(axis=1))
+        if not rows.size:
+            return
+        floor, shape = self._average.least_mean, (len(requests.features), self._schema.n_objectives)
+        means = [floored(mixed_mean(heads, each), floor).numpy() for each in Gate.OPENINGS]
+        means += [floored(mixed_mean(heads, self.opening()), floor).numpy()]
+        means += [np.full(shape, 1 / shape[1])]
+        weights = dirichlet.simplex_to_weights(np.stack(means, axis=1), self._floors)
+        rewards = self._rewarding.rewards(requests, weights)[rows]
+        self._gate.add(rewards[:, : len(Gate.OPENINGS)])
+        self._drift.add(rewards[:, -2] - rewards[:, -1])
+
+    def _begin_anew(self) -> None:
+        """Forget what was learned of a world that has changed; how features vary is kept."""
+        first = PolicyNetwork(initial_parameters(self._schema, self._settings.seed))
+        with torch.no_grad():
+            for network in (self._network, self._average, self._reference):
+                for name, parameter in network.named_parameters():
+                    parameter.copy_(first.get_parameter(name))
+            self._sharpness.zero_()
+        self._static_adam.clear()
+        self._contextual_adam.clear()
+        for part in (self._gate, self._drift, self._past):
+            part.clear()
+        self._rewarding.clear_calibration()
+        self._slots = 0
+
+    def _measure(self, requests: Requests) -> None:
+        """Set the tensors that are measured rather than learned, in learner and served policy."""
+        self._scale.add(requests.features)
+        mean, scale = self._scale.mean_and_scale()
+        gate = np.array([self.opening()])
+        for network in (self._network, self._average):
+            for name, value in zip(MEASURED, (mean, scale, gate), strict=True):
+                network.get_buffer(name).copy_(torch.from_numpy(value))
+
+    # --- learning ---
+
+    def _served_loss(self, requests: Requests, members: _Members) -> Tensor:
+        """Loss of the groups as served: off the policy by what has been learned since."""
+        rows = _rows_that_speak(members)
+        spoken, features = members.of(rows), torch.from_numpy(requests.features)[rows]
+        loss = torch.zeros((), dtype=torch.float64)
+        for part, weight in zip(self._parts(features), self._weights(), strict=True):
+            loss = loss + weight * self._groups_loss(features, part, spoken)
+        return loss * (len(rows) / len(members.advantages))
+
+    def _fresh_loss(self, requests: Requests, generator: np.random.Generator) -> Tensor:
+        """Loss of groups that each part draws anew for requests: on its policy."""
+        features = torch.from_numpy(requests.features)
+        parts = self._parts(features, self._dropout(len(features), generator))
+        loss = torch.zeros((), dtype=torch.float64)
+        for part, weight in zip(parts, self._weights(), strict=True):
+            members = self._fresh_members(requests, part.detach(), generator)
+            loss = loss + weight * self._groups_loss(features, part, members)
+        return loss
+
+    def _past_loss(self, generator: np.random.Generator) -> Tensor:
+        """Loss of some past requests: the contextual part by their outcomes' likelihood."""
+        requests = self._past.draw(generator, self._settings.replay_requests)
+        if self._settings.replay_by == "groups":
+            return self._fresh_loss(requests, generator)
+        features = torch.from_numpy(requests.features)
+        parts = self._parts(features, self._dropout(len(features), generator))
+        static = self._fresh_members(requests, parts.static.detach(), generator)
+        mean = parts.contextual / parts.contextual.sum(dim=-1, keepdim=True)
+        return self._groups_loss(features, parts.static, static) + listwise.listwise_loss(
+            self._spare * mean + torch.from_numpy(self._floors),
+            torch.from_numpy(requests.signals),
+            torch.from_numpy(requests.present),
+            torch.from_numpy(
+                requests.values * requests.examination / self._rewarding.usual(requests)
+            ),
+            torch.from_numpy(requests.examination),
+            self._sharpness.exp(),
         )
-        clipped = grpo.clip_fraction(ratio, spoken.advantages, self._settings.epsilon)
-        return float(clipped), self._descend(requests, members, members)
 
-    def _learn_fresh(self, requests: Requests, generator: np.random.Generator) -> float:
-        """One step on groups drawn from both parts as they are now; returns the gradient norm."""
-        with torch.no_grad():
-            parts = self._parts(torch.from_numpy(requests.features))
-        static = self._fresh_members(requests, parts.static, generator)
-        contextual = self._fresh_members(requests, parts.contextual, generator)
-        return self._descend(requests, static, contextual)
-
-    def _parts(self, features: Tensor) -> _Parts:
-        """Both parts, each as if it alone were served.
+    def _parts(self, features: Tensor, kept: Kept = None) -> _Parts:
+        """Both parts, each as if it alone were served, and the mixture that is.
 
         A contextual part that only corrected the static one, which moves ten times faster, would
-        chase it. The concentration learns with the contextual part.
+        chase it.
         """
-        heads = self._network.heads(features)
-        total, floor = heads.concentration[..., None], self._network.least_mean
+        heads, floor = self._network.heads(features, kept), self._network.least_mean
+        total = heads.concentration[..., None]
+        held = total.detach()
+        mixed = floored(mixed_mean(heads, self.opening()), floor).detach()
         return _Parts(
-            static=total.detach() * floored(torch.softmax(heads.static_logits, dim=-1), floor),
-            contextual=total * floored(torch.softmax(heads.contextual_logits, dim=-1), floor),
-            apart=torch.log_softmax(heads.contextual_logits, dim=-1)
-            - torch.log_softmax(heads.static_logits, dim=-1).detach(),
+            static=held * floored(torch.softmax(heads.static_logits, dim=-1), floor),
+            contextual=held * floored(torch.softmax(heads.contextual_logits, dim=-1), floor),
+            mixed=(total if self._settings.learn_concentration else held) * mixed,
         )
 
-    def _descend(self, requests: Requests, static: _Members, contextual: _Members) -> float:
-        """One gradient step of both parts; returns the contextual gradient's norm.
+    def _weights(self) -> _Weights:
+        return _Weights(static=1.0, contextual=self._settings.groups_weight, mixed=1.0)
 
-        Most groups say nothing: they are left out of the work, but not of the mean.
-        """
-        speaks = grpo.informative(contextual.advantages)
-        rows = torch.nonzero(speaks | grpo.informative(static.advantages)).squeeze(-1)
+    def _groups_loss(self, features: Tensor, part: Tensor, members: _Members) -> Tensor:
+        """The loss of `policy.grpo`, in which groups that say nothing are no work but count."""
+        rows = _rows_that_speak(members)
         if not len(rows):
-            return 0.0
-        features = torch.from_numpy(requests.features)[rows]
-        parts, reference = self._parts(features), self._reference_alpha(features)
-        pull = torch.where(speaks[rows], parts.apart.square().sum(dim=-1), 0).mean()
-        loss = (
-            self._loss(parts.static, static.of(rows), reference)
-            + self._loss(parts.contextual, contextual.of(rows), reference)
-            + self._settings.static_pull * pull
-        )
-        self._static_adam.zero_grad()
-        self._contextual_adam.zero_grad()
-        (loss * (len(rows) / len(speaks))).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
-        self._static_adam.step()
-        return self._contextual_adam.step()
-
-    def _loss(self, part: Tensor, members: _Members, reference: Tensor | None) -> Tensor:
-        return grpo.grpo_loss(
-            part,
-            members.simplex,
-            members.log_densities,
-            members.advantages,
-            reference,
+            return torch.zeros((), dtype=torch.float64)
+        spoken = members.of(rows)
+        loss = grpo.grpo_loss(
+            part[rows],
+            spoken.simplex,
+            spoken.log_densities,
+            spoken.advantages,
+            self._reference(features[rows]) if self._settings.kl_weight else None,
             epsilon=self._settings.epsilon,
+            epsilon_high=self._settings.epsilon_high,
             ratio_cap=self._settings.ratio_cap,
             kl_weight=self._settings.kl_weight,
         )
+        return loss * (len(rows) / len(members.advantages))
 
-    def _served_members(self, batch: Batch) -> _Members:
-        served = batch.served
-        rewards = self._rewards(batch.requests, served.posterior, served.weights)
+    def _descend(self, loss: Tensor) -> float:
+        """Both optimisers take one step; returns the norm of the contextual gradient."""
+        if not loss.requires_grad:
+            return 0.0
+        self._static_adam.zero_grad()
+        self._contextual_adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+        self._static_adam.step()
+        return self._contextual_adam.step()
+
+    def _clip_fraction(self, requests: Requests, members: _Members) -> float:
+        rows = _rows_that_speak(members)
+        spoken = members.of(rows)
+        with torch.no_grad():
+            now = self._parts(torch.from_numpy(requests.features)[rows]).mixed
+        ratio = grpo.importance_ratio(
+            grpo.log_density(now, spoken.simplex), spoken.log_densities, self._settings.ratio_cap
+        )
+        low, high = self._settings.epsilon, self._settings.epsilon_high
+        return float(grpo.clip_fraction(ratio, spoken.advantages, low, high))
+
+    def _dropout(self, requests: int, generator: np.random.Generator) -> Kept:
+        hidden = len(self._network.get_parameter("hidden0_bias"))
+        return dropout(generator, requests, hidden, self._settings.dropout)
+
+    def _served_members(self, served: Served, components: Components) -> _Members:
         return _Members(
             torch.from_numpy(served.simplex),
             torch.from_numpy(served.log_densities),
-            grpo.group_advantages(torch.from_numpy(rewards), torch.from_numpy(served.present)),
+            self._advantages(self._rewarding.advantages(components)),
         )
 
     def _fresh_members(
@@ -331,73 +455,36 @@ class Trainer:
     ) -> _Members:
         drawn = dirichlet.draw_simplex(generator, part.numpy(), self._settings.fresh_members)
         weights = dirichlet.simplex_to_weights(drawn, self._floors)
-        rewards = torch.from_numpy(self._rewards(requests, posteriors(requests, weights), weights))
         simplex = torch.from_numpy(drawn)
         return _Members(
             simplex,
             grpo.log_density(part, simplex),
-            grpo.group_advantages(rewards, torch.ones_like(rewards, dtype=torch.bool)),
+            self._advantages(self._rewarding.advantages(self._rewarding.fresh(requests, weights))),
         )
 
-    def _rewards(self, requests: Requests, posterior: Floats, weights: Floats) -> Floats:
-        """[request, member] what is learned from: posterior as a share of the ideal, and format."""
-        if self._schema.normalise == "request":
-            posterior = posterior / np.where(requests.ideal > 0, requests.ideal, 1)[:, None]
-        else:
-            # A request far beyond the mean would outweigh all others in the gate's record.
-            usual = np.maximum(self._ideal.mean(), requests.ideal / LARGEST_IDEAL)
-            posterior = posterior / usual[:, None]
-        return posterior + self._settings.format_weight * format_rewards(self._schema, weights)
+    def _advantages(self, combined: Floats) -> Tensor:
+        return grpo.scaled(torch.from_numpy(combined), self._settings.advantage_scale)
 
-    def _served_heads(self, requests: Requests) -> Heads:
-        with torch.no_grad():
-            return self._average.heads(torch.from_numpy(requests.features))
-
-    def _rewards_of_openings(self, requests: Requests, heads: Heads) -> Floats:
-        """[request, opening] rewards of the means that every opening of the gate would serve."""
-        floor = self._average.least_mean
-        means = [floored(mixed_mean(heads, opening), floor) for opening in Gate.OPENINGS]
-        weights = dirichlet.simplex_to_weights(
-            np.stack([mean.numpy() for mean in means], axis=1), self._floors
-        )
-        return self._rewards(requests, posteriors(requests, weights), weights)
-
-    def _measure(self, requests: Requests) -> None:
-        """Set the tensors that are measured rather than learned, in learner and served policy."""
-        self._scale.add(requests.features)
-        mean, scale = self._scale.mean_and_scale()
-        gate = np.array([self._gate.opening()])
-        for network in (self._network, self._average):
-            for name, value in zip(MEASURED, (mean, scale, gate), strict=True):
-                network.get_buffer(name).copy_(torch.from_numpy(value))
+    # --- serving what was learned ---
 
     def _publish(self) -> None:
-        """Move the served parameters towards the learned ones; in the first slots faster."""
+        """Move served and reference parameters towards the learned ones."""
+        settings = self._settings
+        share = max(settings.average, 1 / (1 + settings.average_tail * self._slots))
         self._slots += 1
-        share = max(self._settings.average, 1 / self._slots)
-        served = self._average.named_parameters()
-        for (_, kept), (_, learned) in zip(served, self._network.named_parameters(), strict=True):
-            kept.lerp_(learned.detach(), share)
+        self._average.approach(self._network, share)
+        if settings.kl_weight and settings.reference == "average":
+            self._reference.approach(self._network, 1 / settings.reference_slots)
+        elif settings.kl_weight and settings.reference == "refresh":
+            self._reference.approach(
+                self._network, float(self._slots % settings.reference_slots == 0)
+            )
 
     def _served_alpha(self, requests: Requests) -> Floats:
         with torch.no_grad():
             result: Floats = self._average(torch.from_numpy(requests.features)).numpy()
         return result
 
-    def _reference_alpha(self, features: Tensor) -> Tensor | None:
-        if not self._settings.kl_weight:
-            return None
-        result: Tensor = self._reference(features)
-        return result
-
     def _mean_weights(self, served: Floats) -> Floats:
         mean = served / served.sum(axis=-1, keepdims=True)
         return dirichlet.simplex_to_weights(mean, self._floors)
-
-    def _running(self) -> dict[str, ContextScale | RunningIdeal | Gate | PastRequests]:
-        return {
-            "scale": self._scale,
-            "ideal": self._ideal,
-            "gate": self._gate,
-            "past": self._past,
-        }

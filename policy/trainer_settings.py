@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
+from policy.composite import Combination
 from policy.errors import BoundaryError
 
-LEARNER_COMPUTATION = 2
+LEARNER_COMPUTATION = 3
 """Version of the update rule: raised whenever the same groups would yield other versions."""
 
 _PREFIX = "learn_"
@@ -15,7 +16,7 @@ _COMPUTATION = "learn_computation"
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """How to learn. All defaults are ours: the paper's are not known (docs/papers.md)."""
+    """How to learn. All defaults are ours, the paper's are not known; docs/learning.md argues."""
 
     seed: int = 0
     """Of the initial parameters and of every draw of the learner."""
@@ -25,32 +26,65 @@ class TrainerSettings:
     """Adam's learning rate of the contextual part and the concentration."""
     gradient_limit: float = 1.0
     """Norm at which the contextual part's gradient is clipped."""
-    static_pull: float = 1e-3
-    """Weight of the squared distance of contextual from static log means, in reward units."""
-    served_epochs: int = 2
-    """Clipped steps on the groups as served."""
-    epsilon: float = 0.2
-    """Clip of the importance ratio."""
-    ratio_cap: float = 1.5
-    """Greatest importance ratio of a stale group; at 10 stale groups cost final value."""
-    kl_weight: float = 0.0
-    """Weight of the KL to version 0, in reward units per nat; 0: any weight cost final value."""
-    fresh_steps: int = 1
-    """Steps on groups drawn anew from the current policy for the slot's requests."""
-    replay_steps: int = 2
-    """Steps on groups drawn anew for past requests."""
-    replay_requests: int = 128
-    """Past requests per such step."""
-    replay_items: int = 20_000
-    """Shown items of past requests that are remembered."""
-    fresh_members: int = 8
-    """Members of a group that is drawn anew."""
-    average: float = 0.1
-    """Share of the latest parameters in those that are served, per slot."""
+    dropout: float = 0.6
+    """Share of the contextual part's hidden units that a request leaves out while it is learned."""
+    gate: bool = True
+    """Whether the contextual part has to earn its share; False serves it alone."""
+    learn_concentration: bool = True
+    """Whether the concentration is learned; False keeps it where it starts."""
+
+    combine: Combination = "calibrated"
+    """How posterior, prior and format become one advantage; see `policy.composite`."""
+    prior_weight: float = 0.3
+    """Weight of the prior, before calibration; 0 leaves it out."""
     format_weight: float = 1.0
     """Weight of the format reward beside the posterior, which is about 1 at best."""
+    advantage_scale: Literal["off", "group", "batch"] = "off"
+    """What advantages are divided by: nothing, or the deviation of their group or batch."""
+
+    served_epochs: int = 2
+    """Steps on the groups as served."""
+    epsilon: float = 0.2
+    """Clip of the importance ratio downwards."""
+    epsilon_high: float = 0.2
+    """Clip of the importance ratio upwards; more than `epsilon` lets rare good members grow."""
+    ratio_cap: float = 1.5
+    """Greatest importance ratio of a stale group; at 10 stale groups cost final value."""
+    groups_weight: float = 0.3
+    """Weight of the contextual part's groups beside what past outcomes say of it."""
+    kl_weight: float = 0.0
+    """Weight of the KL to the reference, in reward units per nat; any weight cost final value."""
+    reference: Literal["start", "average", "refresh"] = "start"
+    """The reference: where the epoch began, a slow average of the learned, or a regular copy."""
+    reference_slots: int = 200
+    """Slots that the average spans, or after which a copy is taken."""
+
+    fresh_steps: int = 1
+    """Steps on groups drawn anew from the current policy for the slot's requests."""
+    fresh_members: int = 8
+    """Members of a group that is drawn anew."""
+    replay_steps: int = 6
+    """Steps on past requests."""
+    replay_requests: int = 128
+    """Past requests per such step."""
+    replay_items: int = 100_000
+    """Shown items of past requests that are remembered, which bounds their age."""
+    replay_by: Literal["likelihood", "groups"] = "likelihood"
+    """What the contextual part learns past requests by; the static part by groups drawn anew."""
+
+    average: float = 0.01
+    """Least share of the latest parameters in those that are served, per slot."""
+    average_tail: float = 0.05
+    """How fast that share falls at first: it is 1 / (1 + this × slots learned)."""
     half_life: float = 2_000.0
-    """Informative requests after which gate and running ideal count a request half."""
+    """Informative requests after which gate and running ideals count a request half."""
+    drift_threshold: float = 5.0
+    """Standard errors by which the lead over uniform weights falls before learning begins anew."""
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps per slot."""
+        return max(self.served_epochs, self.fresh_steps, self.replay_steps)
 
 
 def trainer_settings_of(settings: Mapping[str, Any]) -> TrainerSettings:

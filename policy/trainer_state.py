@@ -1,6 +1,7 @@
 """Whether tensors from a checkpoint are the state of a trainer: names, types, shapes, numbers."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,17 @@ from policy.errors import CheckpointRefused
 from policy.schema import Schema
 
 Tensors = Mapping[str, npt.NDArray[np.generic]]
+
+
+class Part(Protocol):
+    """What a trainer remembers beside its tensors."""
+
+    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Everything, to be kept in a checkpoint."""
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Continue from what `state` returned."""
+
 
 _PAST = "past."
 """Prefix of the requests that are learned from again: as many as there are, or none at all."""
@@ -46,7 +58,7 @@ def check_state(schema: Schema, expected: Tensors, seen: Tensors) -> None:
 
 
 def _check_past(schema: Schema, past: Tensors) -> None:
-    missing = {"lengths", "features", "signals", "values", "predicted"} - past.keys()
+    missing = {"lengths", "features", "signals", "values", "predicted", "examination"} - past.keys()
     if missing:
         raise CheckpointRefused(
             f"{_PAST}{min(missing)}: expected beside the others, seen nothing",
@@ -65,6 +77,7 @@ def _check_past(schema: Schema, past: Tensors) -> None:
         ("signals", (items, schema.n_objectives)),
         ("values", (items,)),
         ("predicted", (items,)),
+        ("examination", (items,)),
     ):
         _check(_PAST + name, past[name], np.dtype(np.float32), shape)
 

@@ -26,6 +26,7 @@ from policy.errors import (
     SettingsError,
     SnapshotRefused,
     StreamError,
+    TooLittleData,
     TopicError,
     reason_name,
 )
@@ -56,6 +57,7 @@ STATUS: Final[dict[type[GradeError], grpc.StatusCode]] = {
     TopicError: grpc.StatusCode.INTERNAL,
     BrokerError: grpc.StatusCode.INTERNAL,
     DataError: grpc.StatusCode.INTERNAL,
+    TooLittleData: grpc.StatusCode.INTERNAL,
     FileNotWritten: grpc.StatusCode.INTERNAL,
     PolicyFileRefused: grpc.StatusCode.INTERNAL,
     KafkaUnreachable: grpc.StatusCode.INTERNAL,

@@ -225,6 +225,9 @@ class VersionChain:
             gradient_norm=report.gradient_norm,
             gate=report.gate,
             mean_weights=report.mean_weights,
+            prior_scale=report.prior_scale,
+            drift_score=report.drift_score,
+            began_anew=report.began_anew,
         )
         lineage.state_sha256 = digest(self._trainer_state, {"lineage": encode(lineage).hex()})
         return Learned(slot, snapshot, lineage)

@@ -50,7 +50,8 @@ class Logged:
         predicted[shown] = expected_values(schema, folder.scores.astype(np.float64))
         self._predicted = predicted
         position = np.minimum(self.lists.positions, len(curve) - 1)
-        self._values: Floats = self.lists.gains / curve[position]
+        self._looked_at: Floats = curve[position]
+        self._values: Floats = self.lists.gains / self._looked_at
 
     def __len__(self) -> int:
         return len(self._features)
@@ -68,6 +69,7 @@ class Logged:
             signals=self.lists.signals[rows],
             values=values,
             predicted=self._predicted[rows],
+            examination=self._looked_at[rows],
             present=self.lists.shown[rows],
             ideal=ideal(values),
         )

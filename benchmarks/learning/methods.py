@@ -17,7 +17,7 @@ OTHERS: Final = ("uniform", "static_first_half", "static_hindsight", "cem", "rei
 """Methods beside ours; the static ones are told the truth of the traffic."""
 FULL_OTHERS: Final = ("ppo", "vw")
 ABLATIONS: Final = (
-    *(f"no_{part}" for part, changed in ours.WITHOUT.items() if ours.has(*changed)),
+    *(f"no_{part}" for part in ours.WITHOUT),
     "no_position",
 )
 

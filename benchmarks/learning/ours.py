@@ -1,7 +1,7 @@
 """This project's own learner as a method of the benchmark, and what it is without a part."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -112,8 +112,3 @@ def with_prior(settings: TrainerSettings, weight: float) -> TrainerSettings:
     """Settings with this weight of the prior."""
     named: Mapping[str, Any] = {"prior_weight": weight}
     return replace(settings, **named)
-
-
-def has(*names: str) -> bool:
-    """Whether the learner of this build can be set so."""
-    return set(names) <= {field.name for field in fields(TrainerSettings)}

@@ -139,7 +139,7 @@ class PlainGrpo(_Contextual):
         for _ in range(self.STEPS):
             alpha = self._network(features)
             ratio = torch.exp(grpo.log_density(alpha, simplex) - density)
-            surrogate = grpo.clipped_surrogate(ratio, advantages, self.CLIP).mean()
+            surrogate = grpo.clipped_surrogate(ratio, advantages, self.CLIP, self.CLIP).mean()
             self._descend(self.KL_WEIGHT * grpo.kl(alpha, reference).mean() - surrogate)
 
 
@@ -174,7 +174,7 @@ class Ppo(_Contextual):
         for _ in range(self.STEPS):
             alpha = self._network(features)
             ratio = torch.exp(grpo.log_density(alpha, simplex) - density)
-            surrogate = grpo.clipped_surrogate(ratio, advantages, self.CLIP).mean()
+            surrogate = grpo.clipped_surrogate(ratio, advantages, self.CLIP, self.CLIP).mean()
             self._descend(-surrogate - self.ENTROPY_WEIGHT * entropy(alpha).mean())
             self._critic_adam.zero_grad()
             loss = (self._critic(context) - rewards).square().mean()

@@ -4,15 +4,10 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from benchmarks.learning.methods import ABLATIONS, FULL_OTHERS, OTHERS, OURS
-from benchmarks.learning.ours import has
 
 LAMBDAS: Final = (0.1, 0.3, 1.0)
 """Weights of the prior that the worlds with a named prior are played with."""
-PRIORS: Final[tuple[str, ...]] = (
-    ("prior_noisy", "prior_static", "prior_wrong", "prior_upside_down")
-    if has("prior_weight")
-    else ()
-)
+PRIORS: Final = ("prior_noisy", "prior_static", "prior_wrong", "prior_upside_down")
 KUAIRAND, SEMI_REAL, DRIFT, GRADUAL = "kuairand", "semireal", "drift", "drift_gradual"
 DRIFT_AT: Final = 15_000
 REGAINED: Final = 0.9

@@ -160,6 +160,7 @@ class SimulatedWorld:
             signals=np.take_along_axis(block.signals, shown[..., None], axis=1),
             values=values,
             predicted=np.take_along_axis(block.predicted, shown, axis=1),
+            examination=np.broadcast_to(self.examination, shown.shape),
             present=np.ones(shown.shape, dtype=np.bool_),
             ideal=ideal(values),
         )

@@ -109,7 +109,13 @@ def test_diff_shows_figures_tensors_and_probes(run: Any) -> None:
     found = run("diff", "2", "1:4")
     assert found.exit_code == 0, found.output
     assert "from 1:2 to 1:4: 2 versions," in found.output
-    for word in ("reward", "concentration", *OBJECTIVES, "static_logits", "the mean context"):
+    for word in (
+        "reward",
+        "concentration",
+        *OBJECTIVES,
+        "concentration_weight",
+        "the mean context",
+    ):
         assert word in found.output
 
 

@@ -7,7 +7,7 @@ from grade.v1.reward_group_pb2 import RewardGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.batch import Batch, collate, pad, posteriors
+from policy.batch import Batch, Requests, collate, posteriors
 from policy.schema import Schema
 from tests.policy.groups import click, make_group, make_impression, make_schema, order
 
@@ -68,7 +68,18 @@ def test_padding_changes_no_score() -> None:
     weights = np.random.default_rng(0).dirichlet(np.ones(3), (len(batch.requests.values), 4))
     together = posteriors(batch.requests, weights)
     for row in range(len(weights)):
-        alone = posteriors(pad([batch.requests.request(row)]), weights[row : row + 1])
+        items = batch.requests.present[row].sum()
+        cut = {
+            name: array[row : row + 1, :items]
+            for name, array in batch.requests._asdict().items()
+            if name not in ("features", "ideal")
+        }
+        one = Requests(
+            features=batch.requests.features[row : row + 1],
+            ideal=batch.requests.ideal[row : row + 1],
+            **cut,
+        )
+        alone = posteriors(one, weights[row : row + 1])
         assert alone[0].tolist() == together[row].tolist()
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Dirichlet
 
-from policy import grpo
+from policy import composite, grpo
 
 F64 = torch.float64
 
@@ -21,9 +21,21 @@ def everyone(rewards: Tensor) -> Tensor:
     return torch.ones_like(rewards, dtype=torch.bool)
 
 
+def group_advantages(rewards: Tensor, present: Tensor) -> Tensor:
+    return torch.from_numpy(composite.centred(rewards.numpy(), present.numpy()))
+
+
 def loss_of(alpha: Tensor, simplex: Tensor, served: Tensor, advantages: Tensor) -> Tensor:
     return grpo.grpo_loss(
-        alpha, simplex, served, advantages, None, epsilon=0.2, ratio_cap=10.0, kl_weight=0.0
+        alpha,
+        simplex,
+        served,
+        advantages,
+        None,
+        epsilon=0.2,
+        epsilon_high=0.2,
+        ratio_cap=10.0,
+        kl_weight=0.0,
     )
 
 
@@ -36,20 +48,20 @@ def some_groups(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def test_advantages_are_measured_from_the_groups_own_mean() -> None:
     rewards = tensor([[1.0, 2.0, 6.0], [0.5, 0.5, 0.5]])
-    advantages = grpo.group_advantages(rewards, everyone(rewards))
+    advantages = group_advantages(rewards, everyone(rewards))
     torch.testing.assert_close(advantages, tensor([[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]]))
     assert grpo.informative(advantages).tolist() == [True, False]
 
 
 def test_a_nan_reward_leaves_the_rest_of_its_group_alone() -> None:
     rewards = tensor([[1.0, math.nan, 3.0, math.inf]])
-    advantages = grpo.group_advantages(rewards, rewards.isfinite())
+    advantages = group_advantages(rewards, rewards.isfinite())
     torch.testing.assert_close(advantages, tensor([[-1.0, 0.0, 1.0, 0.0]]))
 
 
 def test_a_group_with_no_member_left_is_zero() -> None:
     rewards = tensor([[math.nan, math.nan]])
-    assert grpo.group_advantages(rewards, rewards.isfinite()).tolist() == [[0.0, 0.0]]
+    assert group_advantages(rewards, rewards.isfinite()).tolist() == [[0.0, 0.0]]
 
 
 @settings(deadline=None, max_examples=50)
@@ -57,9 +69,9 @@ def test_a_group_with_no_member_left_is_zero() -> None:
 def test_a_constant_added_to_all_rewards_changes_nothing(
     rewards: list[float], constant: float
 ) -> None:
-    one = grpo.group_advantages(tensor([rewards]), everyone(tensor([rewards])))
+    one = group_advantages(tensor([rewards]), everyone(tensor([rewards])))
     moved = tensor([[reward + constant for reward in rewards]])
-    other = grpo.group_advantages(moved, everyone(moved))
+    other = group_advantages(moved, everyone(moved))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
     assert float(one.sum()) == pytest.approx(0, abs=1e-9)
 
@@ -89,20 +101,20 @@ def test_the_ratio_is_against_the_served_density() -> None:
 def test_the_surrogate_stops_paying_beyond_the_clip() -> None:
     ratio = tensor([[0.5, 1.1, 1.5, 0.5, 1.1, 1.5]])
     advantages = tensor([[1.0, 1.0, 1.0, -1.0, -1.0, -1.0]])
-    surrogate = grpo.clipped_surrogate(ratio, advantages, 0.2)
+    surrogate = grpo.clipped_surrogate(ratio, advantages, 0.2, 0.2)
     torch.testing.assert_close(surrogate, tensor([[0.5, 1.1, 1.2, -0.8, -1.1, -1.5]]))
-    assert float(grpo.clip_fraction(ratio, advantages, 0.2)) == pytest.approx(2 / 6)
+    assert float(grpo.clip_fraction(ratio, advantages, 0.2, 0.2)) == pytest.approx(2 / 6)
 
 
 def test_the_clip_fraction_counts_members_that_say_something() -> None:
     ratio, advantages = tensor([[2.0, 2.0, 2.0]]), tensor([[1.0, -1.0, 0.0]])
-    assert float(grpo.clip_fraction(ratio, advantages, 0.2)) == 0.5
-    assert float(grpo.clip_fraction(ratio, advantages * 0, 0.2)) == 0.0
+    assert float(grpo.clip_fraction(ratio, advantages, 0.2, 0.2)) == 0.5
+    assert float(grpo.clip_fraction(ratio, advantages * 0, 0.2, 0.2)) == 0.0
 
 
 def test_at_the_served_policy_the_gradient_is_that_of_reinforce() -> None:
     alpha, simplex = some_groups()
-    advantages = grpo.group_advantages(simplex[..., 0], everyone(simplex[..., 0]))
+    advantages = group_advantages(simplex[..., 0], everyone(simplex[..., 0]))
     served = grpo.log_density(alpha, simplex)
     left, right = alpha.clone().requires_grad_(), alpha.clone().requires_grad_()
     loss_of(left, simplex, served, advantages).backward()  # type: ignore[no-untyped-call]  # torch
@@ -115,7 +127,7 @@ def test_at_the_served_policy_the_gradient_is_that_of_reinforce() -> None:
 
 def test_a_step_down_the_loss_makes_the_better_members_likelier() -> None:
     alpha, simplex = some_groups()
-    advantages = grpo.group_advantages(simplex[..., 1], everyone(simplex[..., 1]))
+    advantages = group_advantages(simplex[..., 1], everyone(simplex[..., 1]))
     served = grpo.log_density(alpha, simplex)
     alpha.requires_grad_()
     loss_of(alpha, simplex, served, advantages).backward()  # type: ignore[no-untyped-call]  # torch
@@ -128,7 +140,7 @@ def test_a_step_down_the_loss_makes_the_better_members_likelier() -> None:
 def test_groups_with_equal_rewards_have_no_gradient_and_no_kl_drag(kl_weight: float) -> None:
     alpha, simplex = some_groups()
     rewards = torch.full((3, 5), 0.7, dtype=F64)
-    advantages = grpo.group_advantages(rewards, everyone(rewards))
+    advantages = group_advantages(rewards, everyone(rewards))
     served = grpo.log_density(alpha, simplex) + 0.3
     alpha.requires_grad_()
     loss = grpo.grpo_loss(
@@ -138,6 +150,7 @@ def test_groups_with_equal_rewards_have_no_gradient_and_no_kl_drag(kl_weight: fl
         advantages,
         torch.ones_like(alpha),
         epsilon=0.2,
+        epsilon_high=0.2,
         ratio_cap=10.0,
         kl_weight=kl_weight,
     )
@@ -160,6 +173,7 @@ def test_the_kl_term_pulls_informative_groups_to_the_reference() -> None:
         advantages,
         reference,
         epsilon=0.2,
+        epsilon_high=0.2,
         ratio_cap=10.0,
         kl_weight=2.0,
     )
@@ -173,7 +187,7 @@ def test_the_kl_term_pulls_informative_groups_to_the_reference() -> None:
 def test_a_batch_is_the_mean_of_its_groups() -> None:
     alpha, simplex = some_groups()
     served = grpo.log_density(alpha, simplex) - 0.1
-    advantages = grpo.group_advantages(simplex[..., 0], everyone(simplex[..., 0]))
+    advantages = group_advantages(simplex[..., 0], everyone(simplex[..., 0]))
     alone = [
         loss_of(alpha[i : i + 1], simplex[i : i + 1], served[i : i + 1], advantages[i : i + 1])
         for i in range(3)

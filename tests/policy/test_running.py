@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.batch import Request
 from policy.initial import LARGEST_FEATURE, LEAST_SCALE
-from policy.running import ContextScale, Gate, PastRequests, RunningIdeal
+from policy.running import ContextScale, Gate, RunningIdeal
 
 
 @settings(deadline=None, max_examples=50)
@@ -129,45 +128,6 @@ def test_requests_that_tell_nothing_do_not_age_the_gate() -> None:
     before = gate.state()["sums"].copy()
     gate.add(np.full((1_000, 4), 0.5))
     assert (gate.state()["sums"] == before).all()
-
-
-def request(items: int, gain: float, feature: float = 0.0) -> Request:
-    values = np.zeros(items)
-    values[0] = gain
-    return Request(np.array([feature, 1 / 3]), np.full((items, 2), 0.1), values, values / 7)
-
-
-def test_past_requests_are_the_latest_with_an_outcome() -> None:
-    past = PastRequests(most_items=25)
-    past.add([request(10, 1.0, feature) for feature in (1, 2)] + [request(10, 0.0, 3)])
-    assert len(past) == 2
-    past.add([request(10, 1.0, 4), request(5, 1.0, 5)])
-    # 10 + 10 + 10 + 5 items: the oldest had to go.
-    assert len(past) == 3
-    drawn = past.draw(np.random.default_rng(0), 100)
-    assert {r.features[0] for r in drawn} == {2, 4, 5}
-
-
-def test_past_requests_are_the_same_after_a_restore() -> None:
-    past = PastRequests(most_items=1_000)
-    past.add([request(items, math.pi, items) for items in (3, 1, 7)])
-    other = PastRequests(most_items=1_000)
-    other.restore(past.state())
-    assert len(other) == 3
-    one, same = (p.draw(np.random.default_rng(1), 20) for p in (past, other))
-    for left, right in zip(one, same, strict=True):
-        for a, b in zip(left, right, strict=True):
-            assert a.tobytes() == b.tobytes()
-            assert a.dtype == b.dtype
-    past.add([request(990, 1.0)])
-    other.add([request(990, 1.0)])
-    assert len(past) == len(other) == 3
-
-
-def test_no_past_is_restored_as_no_past() -> None:
-    past = PastRequests(most_items=10)
-    past.restore(PastRequests(most_items=10).state())
-    assert len(past) == 0
 
 
 def test_what_is_assumed_of_contexts_counts_as_so_many_seen() -> None:

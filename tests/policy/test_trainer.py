@@ -197,7 +197,12 @@ def test_a_nan_reward_neither_spreads_nor_stops_the_slot() -> None:
     trainer = Trainer(schema, SETTINGS)
     reports = learn(trainer, slots)
     assert all(np.isfinite(tensor).all() for tensor in trainer.state().values())
-    assert all(math.isfinite(number) for report in reports for number in report[:-1])
+    assert all(
+        math.isfinite(number)
+        for report in reports
+        for number in report._replace(mean_weights=[])
+        if isinstance(number, float)
+    )
     assert reports[1].informative_groups > 0
 
 
@@ -354,5 +359,4 @@ def test_the_state_is_small() -> None:
     slot = world.slot(trainer, requests=150)
     for number in range(25):
         trainer.step(slot, slot=number)
-    # 20,000 remembered items, the most there can be.
     assert sum(tensor.nbytes for tensor in trainer.state().values()) < 2_000_000

@@ -209,7 +209,7 @@ def test_a_computation_that_this_build_lacks_stops_when_learning_gets_there() ->
     logs = world.input_logs(3, 60, 1, begun=[replace(BEGUN[0], generation=newer)])
     groups = world.join_logs(*logs, generations=known)[Kind.REWARD_GROUPS]
     with pytest.raises(
-        BoundaryError, match=r"generation 2: learn_computation: expected 2.* seen 7"
+        BoundaryError, match=r"generation 2: learn_computation: expected 3.* seen 7"
     ):
         world.learn_logs(groups, known)
 
