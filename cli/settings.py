@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from grade.v1.refused_pb2 import Reason
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -35,6 +42,9 @@ def _no_truth_value(value: object) -> object:
 
 
 _IS_NUMBER = BeforeValidator(_no_truth_value)
+# Environment and TOML have no null: what may be off is set to "off".
+_FROM_OFF = BeforeValidator(lambda value: None if value == "off" else value)
+_TO_OFF = PlainSerializer(lambda value: "off" if value is None else value, when_used="json")
 # Upper limits are where a number stops to make sense, so that no library below meets it first.
 Port = Annotated[int, Field(ge=0, le=65535), _IS_NUMBER]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000), _IS_NUMBER]
@@ -43,6 +53,8 @@ Milliseconds = Annotated[int, Field(ge=1, le=86_400_000), _IS_NUMBER]
 Steps = Annotated[int, Field(ge=0, le=10_000), _IS_NUMBER]
 Positive = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
 Weight = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False), _IS_NUMBER]
+CountOrOff = Annotated[Count | None, _FROM_OFF, _TO_OFF]
+StepsOrOff = Annotated[Steps | None, _FROM_OFF, _TO_OFF]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), _IS_NUMBER]
 
 ENVIRONMENT_PREFIX = "GRADE_"
@@ -136,6 +148,8 @@ class Settings(BaseSettings):
     """The same upwards: to 1 + this."""
     learn_ratio_cap: Annotated[Positive, Field(ge=1)] = 1.5
     """Greatest importance ratio of a stale group."""
+    learn_staleness_cap: StepsOrOff = None
+    """Versions that a group may lag behind before the served steps leave it out; `off`: any."""
     learn_kl_weight: Weight = 0.0
     """Weight of the KL to the reference, in reward units per nat; 0 is off."""
     learn_reference: Literal["start", "average", "refresh"] = "start"
@@ -144,6 +158,8 @@ class Settings(BaseSettings):
     """Steps per slot on groups drawn anew for the slot's own requests."""
     learn_replay_steps: Steps = 6
     """Steps per slot on past requests."""
+    learn_replay_slots: CountOrOff = None
+    """Slots with groups after which a past request is not replayed any more; `off`: never."""
     learn_dropout: Annotated[Weight, Field(lt=1)] = 0.6
     """Share of the contextual part's hidden units that a request leaves out while it is learned."""
     learn_average: Annotated[Positive, Field(le=1)] = 0.01

@@ -10,7 +10,6 @@ from grade.v1.decision_pb2 import ARM_POLICY
 from grade.v1.packed_pb2 import PackedDecision
 from grade.v1.reward_group_pb2 import RewardGroup
 
-from policy.dirichlet import weights_to_simplex
 from policy.fusion import Floats, fuse, rank, transform_scores
 from policy.packed import FLOAT32, FLOAT64, numbers, read_packed
 from policy.rewards import (
@@ -23,6 +22,7 @@ from policy.rewards import (
 from policy.schema import Schema
 
 Flags = npt.NDArray[np.bool_]
+Versions = npt.NDArray[np.uint64]
 
 
 class Requests(NamedTuple):
@@ -44,12 +44,18 @@ class Requests(NamedTuple):
     ideal: Floats
     """[request] largest discounted cumulative gain of any order, in gain units."""
 
+    def earned(self) -> "Requests":
+        """Those with an outcome, in their order."""
+        return self.of(np.flatnonzero(self.values.any(axis=1)))
+
+    def of(self, rows: npt.NDArray[np.intp]) -> "Requests":
+        """Some of them, by number."""
+        return Requests(**{name: array[rows] for name, array in self._asdict().items()})
+
 
 class Served(NamedTuple):
     """The groups that were served for those requests, of different sizes, padded."""
 
-    simplex: Floats
-    """[request, member, objective] the points of the simplex that the weights stand for."""
     weights: Floats
     """[request, member, objective] the fusion weights as shipped."""
     log_densities: Floats
@@ -60,6 +66,8 @@ class Served(NamedTuple):
     """[request, member] whether there is a member and all its numbers are finite."""
     executed: Floats
     """[request] posterior of the member that ranked the request, in gain units; may be NaN."""
+    versions: Versions
+    """[request, (epoch, version)] that decided."""
 
 
 class Batch(NamedTuple):
@@ -69,7 +77,9 @@ class Batch(NamedTuple):
     served: Served
 
 
-def collate(schema: Schema, groups: Sequence[RewardGroup]) -> Batch | None:
+def collate(
+    schema: Schema, groups: Sequence[RewardGroup], *, outcomes_only: bool = False
+) -> Batch | None:
     """Read the groups that can be learned from.
 
     Left out are holdout groups, and groups whose context, scores or outcomes are not finite.
@@ -77,6 +87,8 @@ def collate(schema: Schema, groups: Sequence[RewardGroup]) -> Batch | None:
     Args:
         schema: the policy's schema.
         groups: reward groups as the join wrote them.
+        outcomes_only: whether items are read only where there is an outcome. Most groups have none;
+            they are then requests without an item, whose members all earned nothing.
 
     Returns:
         padded arrays in the order of the groups, or None if no group is left.
@@ -85,18 +97,21 @@ def collate(schema: Schema, groups: Sequence[RewardGroup]) -> Batch | None:
     for group in groups:
         if group.HasField("rewards"):
             decision = read_packed(group.impression.decision.payload)
-            if decision.arm == ARM_POLICY and decision.log_densities:
-                read.append(_Read(group, decision))
+            log_densities = decision.log_densities
+            if decision.arm == ARM_POLICY and log_densities:
+                read.append(_Read(group, decision, log_densities))
     if not read:
         return None
-    requests = _requests(schema, read)
+    with_items = [
+        row for row, each in enumerate(read) if each.group.conversions or not outcomes_only
+    ]
+    requests = _requests(schema, read, with_items)
     finite = np.isfinite(requests.features).all(axis=1) & np.isfinite(requests.ideal)
-    finite &= np.isfinite(requests.signals).all(axis=(1, 2))
+    finite[with_items] &= np.isfinite(requests.signals[with_items]).all(axis=(1, 2))
     if not finite.all():
-        return collate(
-            schema, [each.group for each, good in zip(read, finite, strict=True) if good]
-        )
-    return Batch(requests, _served(schema, read))
+        good = [each.group for each, whole in zip(read, finite, strict=True) if whole]
+        return collate(schema, good, outcomes_only=outcomes_only)
+    return Batch(requests, _served(schema, read, with_items))
 
 
 def padded(
@@ -161,6 +176,15 @@ def priors(requests: Requests, rows: npt.NDArray[np.intp], weights: Floats) -> F
     return _scored(requests, rows, weights, requests.predicted)
 
 
+def best_promise(requests: Requests) -> Floats:
+    """[request] the largest discounted cumulative predicted gain of any order, in gain units.
+
+    A promise below 0 ranks before what is no item.
+    """
+    order = rank(np.where(requests.present, requests.predicted, -np.inf))
+    return _discounted(np.take_along_axis(requests.predicted, order, axis=-1))
+
+
 def _scored(
     requests: Requests, rows: npt.NDArray[np.intp], weights: Floats, values: Floats
 ) -> Floats:
@@ -182,19 +206,21 @@ def _discounted(ordered: Floats) -> Floats:
 class _Read(NamedTuple):
     group: RewardGroup
     decision: PackedDecision
+    log_densities: bytes
 
 
-def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
-    """What the requests of some groups logged, finite or not.
+def _requests(schema: Schema, read: Sequence[_Read], with_items: Sequence[int]) -> Requests:
+    """What the requests of some groups logged, finite or not; items only of some rows.
 
     Requests of equal dimensions are read together: a call for each would cost more than the work.
     """
     alike: dict[tuple[int, int], list[int]] = {}
-    for row, (group, _) in enumerate(read):
-        impression = group.impression
+    for row in with_items:
+        impression = read[row].group.impression
         dimensions = len(impression.item_ids), len(impression.unshown_scores)
         alike.setdefault(dimensions, []).append(row)
-    present = np.zeros((len(read), max(items for items, _ in alike)), dtype=np.bool_)
+    longest = max((items for items, _ in alike), default=1)
+    present = np.zeros((len(read), longest), dtype=np.bool_)
     signals = np.zeros((*present.shape, schema.n_objectives))
     values, predicted = np.zeros(present.shape), np.zeros(present.shape)
     looked_at = np.ones(present.shape)
@@ -205,8 +231,10 @@ def _requests(schema: Schema, read: Sequence[_Read]) -> Requests:
         signals[rows, :items] = transform_scores(schema, scores)[:, :items]
         values[rows, :items], looked_at[rows, :items] = _earned(schema, groups, items)
         predicted[rows, :items] = expected_values(schema, scores[:, :items])
-    features = numbers(FLOAT32, [decision.features for _, decision in read]).reshape(len(read), -1)
-    return Requests(features, signals, values, predicted, looked_at, present, _ideal(values))
+    features = numbers(FLOAT32, [each.decision.features for each in read]).reshape(len(read), -1)
+    best = np.zeros(len(read))
+    best[with_items] = _ideal(values[with_items])
+    return Requests(features, signals, values, predicted, looked_at, present, best)
 
 
 def _earned(schema: Schema, groups: Sequence[RewardGroup], items: int) -> tuple[Floats, Floats]:
@@ -217,40 +245,64 @@ def _earned(schema: Schema, groups: Sequence[RewardGroup], items: int) -> tuple[
         item's position is looked at, worked out only where something was earned.
     """
     values, looked_at = np.zeros((len(groups), items)), np.ones((len(groups), items))
-    for row, group in enumerate(groups):
-        if group.conversions:
-            impression = group.impression
-            conversions = [joined.conversion for joined in group.conversions]
-            gain = gains(schema, impression.item_ids, conversions)
-            looked_at[row] = examination_at(schema, impression.positions[:])
-            values[row] = gain / looked_at[row]
-    return values, looked_at
+    earned = [row for row, group in enumerate(groups) if group.conversions]
+    positions: list[int] = []
+    for row in earned:
+        impression = groups[row].impression
+        conversions = [joined.conversion for joined in groups[row].conversions]
+        values[row] = gains(schema, impression.item_ids, conversions)
+        positions += impression.positions[:]
+    looked_at[earned] = examination_at(schema, positions).reshape(-1, items)
+    return values / looked_at, looked_at
 
 
-def _served(schema: Schema, read: Sequence[_Read]) -> Served:
-    objectives = schema.n_objectives
-    decisions = [decision for _, decision in read]
-    earned = [group.rewards.posterior[:] for group, _ in read]
-    sizes = np.array([len(decision.log_densities) // 8 for decision in decisions])
+def _served(schema: Schema, read: Sequence[_Read], with_items: Sequence[int]) -> Served:
+    """What was served, finite or not; rewards are read of some rows and 0 of the others."""
+    decisions = [each.decision for each in read]
+    sizes = np.array([len(each.log_densities) for each in read]) // FLOAT64.itemsize
     there = np.arange(sizes.max()) < sizes[:, None]
-    weights = np.full((*there.shape, objectives), 1 / objectives)
-    log_densities = np.full(there.shape, math.nan)
-    posterior = np.full(there.shape, math.nan)
-    weights[there] = numbers(FLOAT32, [each.weights for each in decisions]).reshape(-1, objectives)
-    log_densities[there] = numbers(FLOAT64, [each.log_densities for each in decisions])
-    posterior[there] = _flat(earned)
-    executed = [each[decision.executed] for each, decision in zip(earned, decisions, strict=True)]
+    weights = numbers(FLOAT32, [each.weights for each in decisions])
+    weights = _rows(there, weights.reshape(-1, schema.n_objectives), 1 / schema.n_objectives)
+    log_densities = numbers(FLOAT64, [each.log_densities for each in read])
+    log_densities = _rows(there, log_densities, math.nan)
+    earned = [read[row].group.rewards.posterior[:] for row in with_items]
+    posterior, executed = np.zeros(there.shape), np.zeros(len(read))
+    posterior[with_items] = _rows(there[with_items], _flat(earned), math.nan)
+    executed[with_items] = [
+        each[decisions[row].executed] for each, row in zip(earned, with_items, strict=True)
+    ]
     present = np.isfinite(log_densities) & np.isfinite(posterior)
     present &= np.isfinite(weights).all(axis=-1)
-    weights[~present] = 1 / objectives
+    if not present.all():
+        weights[~present] = 1 / schema.n_objectives
+        log_densities[~present], posterior[~present] = 0, 0
+    versions = [[each.epoch for each in decisions], [each.version for each in decisions]]
     return Served(
-        simplex=weights_to_simplex(weights, schema.floors()),
         weights=weights,
-        log_densities=np.where(present, log_densities, 0),
-        posterior=np.where(present, posterior, 0),
+        log_densities=log_densities,
+        posterior=posterior,
         present=present,
-        executed=np.array(executed),
+        executed=executed,
+        versions=np.array(versions, dtype=np.uint64).T,
     )
+
+
+def _rows(there: Flags, flat: Floats, filling: float) -> Floats:
+    """Lay numbers [thing, ...] out where things are in rows; the filling is where there are none.
+
+    Args:
+        there: [row, column] where a thing is; things fill it row by row.
+        flat: [thing, ...].
+        filling: for the others.
+
+    Returns:
+        [row, column, ...].
+    """
+    if there.all():
+        return flat.reshape(*there.shape, *flat.shape[1:])
+    rows = np.full((*there.shape, *flat.shape[1:]), filling)
+    rows[there] = flat
+    return rows
 
 
 def _flat(rows: Iterable[Sequence[float]]) -> Floats:

@@ -4,10 +4,10 @@ import numpy as np
 import numpy.typing as npt
 
 from policy import composite
-from policy.batch import Batch, Requests, posteriors, priors
-from policy.composite import Calibration, Components
+from policy.batch import Batch, Requests, best_promise, posteriors, priors
+from policy.composite import Calibration, Components, Flags
 from policy.fusion import Floats
-from policy.rewards import format_rewards, ideal
+from policy.rewards import format_rewards
 from policy.running import LARGEST_IDEAL, RunningIdeal
 from policy.schema import Schema
 from policy.trainer_settings import TrainerSettings
@@ -40,7 +40,7 @@ class Rewarding:
             return self._components(
                 batch.requests, served.posterior, served.weights, served.present
             )
-        self._promise.add(ideal(batch.requests.predicted))
+        self._promise.add(best_promise(batch.requests.earned()))
         components = self._components(
             batch.requests, served.posterior, served.weights, served.present
         )
@@ -78,11 +78,11 @@ class Rewarding:
         earned = posteriors(requests, weights) / self.usual(requests)
         return earned + self._settings.format_weight * format_rewards(self._schema, weights)
 
-    def informative(self, components: Components) -> int:
-        """How many groups have members that outcomes or soft rules tell apart."""
+    def informative(self, components: Components) -> Flags:
+        """[request] whether a group has members that outcomes or soft rules tell apart."""
         rewards = components.posterior + self._settings.format_weight * components.format
         spread = np.abs(composite.centred(rewards, components.present)).max(axis=-1, initial=0)
-        return int((spread > composite.LEAST_SPREAD).sum())
+        return np.asarray(spread > composite.LEAST_SPREAD)
 
     def fresh(self, requests: Requests, weights: Floats) -> Components:
         """The components of groups that nobody was served, scored on the logged items."""
@@ -123,7 +123,7 @@ class Rewarding:
         if self._settings.prior_weight:
             asked = requests.values.any(axis=1) | bool(self.prior_scale)
             rows = np.flatnonzero(asked)
-            usual = self._usual_promise(requests)[rows]
+            usual = self._usual_promise(requests.of(rows))
             promised[rows] = priors(requests, rows, weights) / usual
         return Components(
             posterior / self.usual(requests),
@@ -133,7 +133,7 @@ class Rewarding:
         )
 
     def _usual_promise(self, requests: Requests) -> Floats:
-        best = ideal(requests.predicted)
+        best = best_promise(requests)
         if self._schema.normalise == "request":
             return np.where(best > 0, best, 1)[:, None]
         return np.maximum(self._promise.mean(), best / LARGEST_IDEAL)[:, None]

@@ -17,13 +17,11 @@ from torch import Tensor
 from policy import dirichlet, grpo, listwise
 from policy.adam import Adam
 from policy.batch import Batch, Requests, Served, collate
-from policy.composite import Components
 from policy.drift import DriftDetector
 from policy.fusion import Floats
 from policy.initial import initial_parameters
 from policy.network import (
     MEASURED,
-    Heads,
     Kept,
     PolicyNetwork,
     configure_torch,
@@ -35,6 +33,7 @@ from policy.past import PastRequests
 from policy.rewarding import Rewarding
 from policy.running import ContextScale, Gate
 from policy.schema import Schema
+from policy.staleness import stale
 from policy.trainer_settings import TrainerSettings
 from policy.trainer_state import Part, check_state
 
@@ -68,7 +67,12 @@ class StepReport(NamedTuple):
     """Standard errors by which the lead over uniform weights has fallen."""
     began_anew: bool = False
     """Whether drift was found and learning began anew with this slot."""
+    stale_groups: int = 0
+    """Informative groups that the served steps left out; see `policy.staleness`."""
 
+
+MOST_REPORTED = 256
+"""Contexts that the report's means are taken over: more than these are told by every so manieth."""
 
 NOTHING = StepReport(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [])
 """The report of a slot that no group can be learned from."""
@@ -157,68 +161,79 @@ class Trainer:
         self._rewarding = Rewarding(schema, settings)
         self._gate = Gate(settings.half_life)
         self._drift = DriftDetector(settings.drift_threshold)
-        self._past = PastRequests(schema.n_features, schema.n_objectives, settings.replay_items)
+        self._past = PastRequests(
+            schema.n_features,
+            schema.n_objectives,
+            settings.replay_items,
+            most_slots=settings.replay_slots,
+        )
         self._slots = 0
         if start is not None:
             self._scale.assume(start["feature_mean"], start["feature_scale"])
             self._gate.assume(float(start["gate"][0]))
 
-    def step(self, groups: Sequence[RewardGroup], *, slot: int) -> StepReport:
+    def step(self, groups: Sequence[RewardGroup], *, slot: int, version: int = 0) -> StepReport:
         """Learn from the groups of one slot.
 
         Args:
             groups: in the order of (close time, partition, offset); holdout groups are ignored, and
                 members or groups with numbers that are not finite are left out.
             slot: number of the slot; part of the key of the draws.
+            version: the last one of the epoch, 0 before the first: which groups are stale.
 
         Returns:
             what was seen and done; nothing has changed if no group can be learned from.
         """
-        batch = collate(self._schema, groups)
+        outcomes_only = not self._rewarding.prior_scale
+        batch = collate(self._schema, groups, outcomes_only=outcomes_only)
         if batch is None:
             return NOTHING._replace(gate=self.opening())
-        return self.learn(batch, slot=slot)
+        return self.learn(batch, slot=slot, version=version)
 
-    def learn(self, batch: Batch, *, slot: int) -> StepReport:
+    def learn(self, batch: Batch, *, slot: int, version: int = 0) -> StepReport:
         """Learn from the groups of one slot that have been read already; see `step`."""
         settings, requests, served = self._settings, batch.requests, batch.served
         generator = dirichlet.keyed_generator(
             "learn", str(settings.seed), self._schema.policy, str(self._epoch), str(slot)
         )
-        heads = self._served_heads(requests)
-        with torch.no_grad():
-            before = self._average.alpha(heads)
+        told = requests.features[:: math.ceil(len(requests.features) / MOST_REPORTED)]
+        before = self._served_alpha(told)
 
         # What is served is judged before anything is learned from what judges it.
         components = self._rewarding.add(batch)
-        self._judge(requests, heads)
+        self._judge(requests.earned())
         score, drifted = self._drift.score(), self._drift.fired()
         if drifted:
             self._begin_anew()
-        self._past.add(requests)
+        self._past.add(requests.earned(), slot=self._slots)
         self._measure(requests)
 
-        members = self._served_members(served, components)
+        old = stale(served.versions, self._epoch, version, settings.staleness_cap)
+        counted = np.where(old[:, None], 0, self._rewarding.advantages(components))
+        rows, members = self._served_members(served, counted)
+        features = torch.from_numpy(requests.features)[rows]
         clipped, norms = [], []
         for index in range(settings.steps):
             loss = torch.zeros((), dtype=torch.float64)
             if index < settings.replay_steps and len(self._past):
                 loss = loss + self._past_loss(generator)
             if index < settings.served_epochs:
-                clipped.append(self._clip_fraction(requests, members))
-                loss = loss + self._served_loss(requests, members)
+                served_loss, cut_off = self._served_loss(features, members)
+                loss = loss + served_loss * (len(rows) / len(old))
+                clipped.append(cut_off)
             if index < settings.fresh_steps:
                 loss = loss + self._fresh_loss(requests, generator)
             norms.append(self._descend(loss))
 
         self._publish()
-        after = self._served_alpha(requests)
+        after = self._served_alpha(told)
         seen = np.isfinite(served.executed)
+        informative = self._rewarding.informative(components)
         return StepReport(
             groups=len(requests.features),
-            informative_groups=self._rewarding.informative(components),
+            informative_groups=int(informative.sum()),
             reward=float(served.executed[seen].mean()) if seen.any() else 0.0,
-            kl=float(dirichlet.kl(after, before.numpy()).mean()),
+            kl=float(dirichlet.kl(after, before).mean()),
             concentration=float(after.sum(axis=-1).mean()),
             clip_fraction=float(np.mean(clipped)) if clipped else 0.0,
             gradient_norm=float(np.mean(norms)) if norms else 0.0,
@@ -227,6 +242,7 @@ class Trainer:
             prior_scale=self._rewarding.prior_scale,
             drift_score=score,
             began_anew=drifted,
+            stale_groups=int((informative & old).sum()),
         )
 
     def opening(self) -> float:
@@ -297,21 +313,22 @@ class Trainer:
 
     # --- judging what is served ---
 
-    def _served_heads(self, requests: Requests) -> Heads:
-        with torch.no_grad():
-            return self._average.heads(torch.from_numpy(requests.features))
+    def _judge(self, earned: Requests) -> None:
+        """Show gate and drift detector what served and uniform means would have earned.
 
-    def _judge(self, requests: Requests, heads: Heads) -> None:
-        """Show gate and drift detector what served and uniform means would have earned."""
-        rows = np.flatnonzero(requests.values.any(axis=1))
-        if not rows.size:
+        Args:
+            earned: requests with an outcome.
+        """
+        if not len(earned.features):
             return
-        floor, shape = self._average.least_mean, (len(requests.features), self._schema.n_objectives)
+        with torch.no_grad():
+            heads = self._average.heads(torch.from_numpy(earned.features))
+        floor, shape = self._average.least_mean, (len(earned.features), self._schema.n_objectives)
         means = [floored(mixed_mean(heads, each), floor).numpy() for each in Gate.OPENINGS]
         means += [floored(mixed_mean(heads, self.opening()), floor).numpy()]
         means += [np.full(shape, 1 / shape[1])]
         weights = dirichlet.simplex_to_weights(np.stack(means, axis=1), self._floors)
-        rewards = self._rewarding.rewards(requests, weights)[rows]
+        rewards = self._rewarding.rewards(earned, weights)
         self._gate.add(rewards[:, : len(Gate.OPENINGS)])
         self._drift.add(rewards[:, -2] - rewards[:, -1])
 
@@ -341,14 +358,23 @@ class Trainer:
 
     # --- learning ---
 
-    def _served_loss(self, requests: Requests, members: _Members) -> Tensor:
-        """Loss of the groups as served: off the policy by what has been learned since."""
-        rows = _rows_that_speak(members)
-        spoken, features = members.of(rows), torch.from_numpy(requests.features)[rows]
+    def _served_loss(self, features: Tensor, members: _Members) -> tuple[Tensor, float]:
+        """Loss of groups as served, off the policy by what has been learned since.
+
+        Args:
+            features: [request, feature] of their requests.
+            members: of groups that say something.
+
+        Returns:
+            the loss, and the share of the members whose gradient the clip has cut off.
+        """
         loss = torch.zeros((), dtype=torch.float64)
-        for part, weight in zip(self._parts(features), self._weights(), strict=True):
-            loss = loss + weight * self._groups_loss(features, part, spoken)
-        return loss * (len(rows) / len(members.advantages))
+        if not len(features):
+            return loss, 0.0
+        parts = self._parts(features)
+        for part, weight in zip(parts, self._weights(), strict=True):
+            loss = loss + weight * self._groups_loss(features, part, members)
+        return loss, self._clip_fraction(parts.mixed.detach(), members)
 
     def _fresh_loss(self, requests: Requests, generator: np.random.Generator) -> Tensor:
         """Loss of groups that each part draws anew for requests: on its policy."""
@@ -428,26 +454,26 @@ class Trainer:
         self._static_adam.step()
         return self._contextual_adam.step()
 
-    def _clip_fraction(self, requests: Requests, members: _Members) -> float:
-        rows = _rows_that_speak(members)
-        spoken = members.of(rows)
-        with torch.no_grad():
-            now = self._parts(torch.from_numpy(requests.features)[rows]).mixed
+    def _clip_fraction(self, now: Tensor, members: _Members) -> float:
         ratio = grpo.importance_ratio(
-            grpo.log_density(now, spoken.simplex), spoken.log_densities, self._settings.ratio_cap
+            grpo.log_density(now, members.simplex), members.log_densities, self._settings.ratio_cap
         )
         low, high = self._settings.epsilon, self._settings.epsilon_high
-        return float(grpo.clip_fraction(ratio, spoken.advantages, low, high))
+        return float(grpo.clip_fraction(ratio, members.advantages, low, high))
 
     def _dropout(self, requests: int, generator: np.random.Generator) -> Kept:
         hidden = len(self._network.get_parameter("hidden0_bias"))
         return dropout(generator, requests, hidden, self._settings.dropout)
 
-    def _served_members(self, served: Served, components: Components) -> _Members:
-        return _Members(
-            torch.from_numpy(served.simplex),
-            torch.from_numpy(served.log_densities),
-            self._advantages(self._rewarding.advantages(components)),
+    def _served_members(self, served: Served, advantages: Floats) -> tuple[Tensor, _Members]:
+        """The groups as served, and which of the requests [request] they are of: none in vain."""
+        scaled = self._advantages(advantages)
+        rows = torch.nonzero(grpo.informative(scaled)).squeeze(-1)
+        spoken = rows.numpy()
+        return rows, _Members(
+            torch.from_numpy(dirichlet.weights_to_simplex(served.weights[spoken], self._floors)),
+            torch.from_numpy(served.log_densities[spoken]),
+            scaled[rows],
         )
 
     def _fresh_members(
@@ -480,9 +506,9 @@ class Trainer:
                 self._network, float(self._slots % settings.reference_slots == 0)
             )
 
-    def _served_alpha(self, requests: Requests) -> Floats:
+    def _served_alpha(self, features: Floats) -> Floats:
         with torch.no_grad():
-            result: Floats = self._average(torch.from_numpy(requests.features)).numpy()
+            result: Floats = self._average(torch.from_numpy(features)).numpy()
         return result
 
     def _mean_weights(self, served: Floats) -> Floats:

@@ -50,6 +50,9 @@ class TrainerSettings:
     """Clip of the importance ratio upwards; more than `epsilon` lets rare good members grow."""
     ratio_cap: float = 1.5
     """Greatest importance ratio of a stale group; at 10 stale groups cost final value."""
+    staleness_cap: int | None = None
+    """Versions that a group may lag behind before the served steps leave it out; None: any. Every
+    group lags by the attribution window at least, so no number would fit all policies."""
     groups_weight: float = 0.3
     """Weight of the contextual part's groups beside what past outcomes say of it."""
     kl_weight: float = 0.0
@@ -69,6 +72,8 @@ class TrainerSettings:
     """Past requests per such step."""
     replay_items: int = 100_000
     """Shown items of past requests that are remembered, which bounds their age."""
+    replay_slots: int | None = None
+    """Slots after which a past request is forgotten, of those that were learned; None: never."""
     replay_by: Literal["likelihood", "groups"] = "likelihood"
     """What the contextual part learns past requests by; the static part by groups drawn anew."""
 

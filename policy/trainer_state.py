@@ -58,7 +58,8 @@ def check_state(schema: Schema, expected: Tensors, seen: Tensors) -> None:
 
 
 def _check_past(schema: Schema, past: Tensors) -> None:
-    missing = {"lengths", "features", "signals", "values", "predicted", "examination"} - past.keys()
+    names = {"lengths", "slots", "features", "signals", "values", "predicted", "examination"}
+    missing = names - past.keys()
     if missing:
         raise CheckpointRefused(
             f"{_PAST}{min(missing)}: expected beside the others, seen nothing",
@@ -72,6 +73,7 @@ def _check_past(schema: Schema, past: Tensors) -> None:
             f"{_PAST}lengths: expected at least 1 item per request, seen {lengths.min()}",
             Reason.REASON_OUT_OF_RANGE,
         )
+    _check(f"{_PAST}slots", past["slots"], np.dtype(np.int64), (requests,))
     for name, shape in (
         ("features", (requests, schema.n_features)),
         ("signals", (items, schema.n_objectives)),

@@ -19,6 +19,10 @@ GROUPS = Counter("grade_learner_groups_total", "Reward groups that were applied.
 INFORMATIVE_GROUPS = Counter(
     "grade_learner_informative_groups_total", "Applied groups whose members' rewards differ."
 )
+STALE_GROUPS = Counter(
+    "grade_learner_stale_groups_total",
+    "Informative groups that the served steps left out as too old (learn_staleness_cap).",
+)
 REPEATS = Counter("grade_learner_repeated_groups_total", "Groups that were read again and skipped.")
 WAITING_GROUPS = Gauge(
     "grade_learner_waiting_groups", "Groups that were read and whose slot is not complete."
@@ -80,6 +84,7 @@ def observe(learned: Learned, terms: LearningTerms) -> None:
     VERSIONS.inc()
     GROUPS.inc(version.groups)
     INFORMATIVE_GROUPS.inc(version.informative_groups)
+    STALE_GROUPS.inc(version.stale_groups)
     VERSION.set(version.version)
     EPOCH.set(version.epoch)
     GATE.set(version.gate)

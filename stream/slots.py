@@ -14,6 +14,7 @@ waits until then: slots of the next generation begin anew, with their own length
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -211,7 +212,7 @@ class SlotCutter:
                 close_time_ms, offset, *_, group = state.take()
                 assert group is not None, "the generation has not ended"
                 taken.append((close_time_ms, index, offset, group))
-        taken.sort(key=lambda each: each[:3])
+        taken.sort(key=itemgetter(0, 1, 2))
         self._last_slot = slot
         return [each[3] for each in taken]
 

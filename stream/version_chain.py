@@ -150,7 +150,7 @@ class VersionChain:
             for slot, groups in self._cutter.complete():
                 learnable = [group for group in groups if in_policy_arm(group)]
                 if learnable:
-                    report = self._trainer.step(learnable, slot=slot)
+                    report = self._trainer.step(learnable, slot=slot, version=self._last_version())
                     self._trainer_state = self._trainer.state()
                     self._latest = self._make_version(slot, report)
                     yield self._latest
@@ -182,9 +182,14 @@ class VersionChain:
             self._known_names[generation] = read_names(self._find(generation))
         return self._known_names[generation]
 
+    def _last_version(self) -> int:
+        """The last version that was made in the epoch, 0 before the first."""
+        before = self._latest.version if self._latest else Version()
+        return before.version if before.epoch == self._epoch else 0
+
     def _make_version(self, slot: int, report: StepReport) -> Learned:
         before = self._latest.version if self._latest else Version()
-        version = before.version + 1 if before.epoch == self._epoch else 1
+        version = self._last_version() + 1
         terms = self._terms
         arrays = self._trainer.serving_parameters()
         parameters = save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
@@ -228,6 +233,7 @@ class VersionChain:
             prior_scale=report.prior_scale,
             drift_score=report.drift_score,
             began_anew=report.began_anew,
+            stale_groups=report.stale_groups,
         )
         lineage.state_sha256 = digest(self._trainer_state, {"lineage": encode(lineage).hex()})
         return Learned(slot, snapshot, lineage)

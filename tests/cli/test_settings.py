@@ -89,6 +89,8 @@ LEARNING = {
     "replay_steps": 4,
     "average": 1 / 3,
     "format_weight": 0.5,
+    "staleness_cap": 0,
+    "replay_slots": 400,
 }
 
 
@@ -103,6 +105,18 @@ def test_a_setting_of_learning_reaches_the_learner(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
     assert load_settings() == chosen
     assert trainer_settings(chosen) == TrainerSettings(**LEARNING)  # type: ignore[arg-type]  # numbers of two types
+
+
+def test_what_may_be_off_is_set_to_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "grade.toml").write_text("learn_replay_slots = 4\nlearn_staleness_cap = 'off'\n")
+    assert load_settings().learn_replay_slots == 4
+    monkeypatch.setenv("GRADE_LEARN_REPLAY_SLOTS", "off")
+    settings = load_settings()
+    assert (settings.learn_replay_slots, settings.learn_staleness_cap) == (None, None)
+    assert settings.model_dump(mode="json")["learn_replay_slots"] == "off"
+    monkeypatch.setenv("GRADE_LEARN_REPLAY_SLOTS", "0")
+    with pytest.raises(SettingsError, match=r"LEARN_REPLAY_SLOTS.*greater than or equal to 1.*'0'"):
+        load_settings()
 
 
 def test_every_setting_tells_its_meaning() -> None:

@@ -7,7 +7,7 @@ from grade.v1.reward_group_pb2 import RewardGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.batch import Batch, Requests, collate, posteriors
+from policy.batch import Batch, Requests, best_promise, collate, padded, posteriors
 from policy.schema import Schema
 from tests.policy.groups import click, make_group, make_impression, make_schema, order
 
@@ -113,8 +113,7 @@ def test_the_decision_is_read_as_it_was_served() -> None:
         assert batch.requests.features[row].tolist() == list(decision.features)
         assert batch.served.weights[row, :count].ravel().tolist() == list(decision.weights)
         assert batch.served.log_densities[row, :count].tolist() == list(decision.log_densities)
-        simplex = (batch.served.weights[row, :count] - 0.1) / 0.7
-        np.testing.assert_allclose(batch.served.simplex[row, :count], simplex, atol=1e-6)
+        assert batch.served.versions[row].tolist() == [decision.epoch, decision.version]
 
 
 def test_holdout_groups_are_left_out() -> None:
@@ -160,3 +159,42 @@ def test_a_group_that_is_not_finite_is_left_out(where: str) -> None:
     batch = collated(schema, groups)
     assert len(batch.requests.values) == len(groups) - 1
     assert np.isfinite(batch.requests.signals).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32))
+def test_items_may_be_read_only_where_there_is_an_outcome(seed: int) -> None:
+    schema = make_schema(objectives=4, transform="logit", standardise=True, examination=(1.0, 0.5))
+    groups = random_groups(schema, seed)
+    whole, part = collated(schema, groups), collate(schema, groups, outcomes_only=True)
+    assert part is not None
+    for name, expected in whole.served._asdict().items():
+        assert getattr(part.served, name).tolist() == expected.tolist(), name
+    for row, group in enumerate(groups):
+        items = len(group.impression.item_ids) if group.conversions else 0
+        assert part.requests.present[row].sum() == items
+        for name in ("signals", "values", "predicted", "examination"):
+            seen, expected = (getattr(each.requests, name)[row, :items] for each in (part, whole))
+            assert seen.tolist() == expected.tolist(), name
+    assert part.requests.ideal.tolist() == whole.requests.ideal.tolist()
+    assert part.requests.features.tolist() == whole.requests.features.tolist()
+
+
+def test_a_slot_without_any_outcome_can_be_read() -> None:
+    schema = make_schema()
+    quiet = [group for seed in range(9) for group in random_groups(schema, seed)]
+    quiet = [group for group in quiet if not group.conversions]
+    assert len(quiet) > 2
+    batch = collate(schema, quiet, outcomes_only=True)
+    assert batch is not None
+    assert not batch.requests.present.any()
+    assert not batch.served.posterior.any()
+    assert len(batch.requests.earned().features) == 0
+
+
+def test_a_promise_below_nothing_is_not_outdone_by_what_is_no_item() -> None:
+    present = np.array([[True, True, False]])
+    requests = padded(
+        np.zeros((1, 1)), present, np.zeros((2, 1)), np.zeros(2), np.array([-1.0, -2.0]), np.ones(2)
+    )
+    assert best_promise(requests).tolist() == [-1 - 2 / math.log2(3)]

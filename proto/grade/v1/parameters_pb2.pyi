@@ -137,6 +137,7 @@ class Version(_message.Message):
     PRIOR_SCALE_FIELD_NUMBER: _builtins.int
     DRIFT_SCORE_FIELD_NUMBER: _builtins.int
     BEGAN_ANEW_FIELD_NUMBER: _builtins.int
+    STALE_GROUPS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of the policy."""
     epoch: _builtins.int
@@ -181,6 +182,8 @@ class Version(_message.Message):
     """Standard errors by which the lead over uniform weights has fallen."""
     began_anew: _builtins.bool
     """Whether drift was found, and learning began anew with this slot."""
+    stale_groups: _builtins.int
+    """Informative groups that were served too many versions ago to be learned from as served."""
     @_builtins.property
     def ledger(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ledger]:
         """[partition] in rising order."""
@@ -215,10 +218,11 @@ class Version(_message.Message):
         prior_scale: _builtins.float = ...,
         drift_score: _builtins.float = ...,
         began_anew: _builtins.bool = ...,
+        stale_groups: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_anew", b"began_anew", "clip_fraction", b"clip_fraction", "concentration", b"concentration", "drift_score", b"drift_score", "epoch", b"epoch", "gate", b"gate", "generation", b"generation", "gradient_norm", b"gradient_norm", "groups", b"groups", "informative_groups", b"informative_groups", "kl", b"kl", "ledger", b"ledger", "mean_weights", b"mean_weights", "parameters_sha256", b"parameters_sha256", "parent", b"parent", "parent_epoch", b"parent_epoch", "policy", b"policy", "prior_scale", b"prior_scale", "reward", b"reward", "slot", b"slot", "slot_ms", b"slot_ms", "state_sha256", b"state_sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_anew", b"began_anew", "clip_fraction", b"clip_fraction", "concentration", b"concentration", "drift_score", b"drift_score", "epoch", b"epoch", "gate", b"gate", "generation", b"generation", "gradient_norm", b"gradient_norm", "groups", b"groups", "informative_groups", b"informative_groups", "kl", b"kl", "ledger", b"ledger", "mean_weights", b"mean_weights", "parameters_sha256", b"parameters_sha256", "parent", b"parent", "parent_epoch", b"parent_epoch", "policy", b"policy", "prior_scale", b"prior_scale", "reward", b"reward", "slot", b"slot", "slot_ms", b"slot_ms", "stale_groups", b"stale_groups", "state_sha256", b"state_sha256", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
