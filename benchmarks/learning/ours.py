@@ -48,14 +48,15 @@ class Grade:
         """One step of the trainer, and the swap."""
         earned = posteriors(requests, groups.weights)
         served = Served(
-            simplex=dirichlet.weights_to_simplex(groups.weights, self._floors),
             weights=groups.weights,
             log_densities=groups.log_densities,
             posterior=earned,
             present=np.ones(earned.shape, dtype=np.bool_),
             executed=earned[np.arange(len(earned)), groups.executed],
+            versions=np.tile(np.array([1, self._versions], dtype=np.uint64), (len(earned), 1)),
         )
-        self._report = self._trainer.learn(Batch(requests, served), slot=self._versions)
+        batch = Batch(requests, served)
+        self._report = self._trainer.learn(batch, slot=self._versions, version=self._versions)
         self._versions += 1
         self._serve()
 
@@ -76,7 +77,7 @@ class Grade:
 
 
 class WithoutPositionWeights(Grade):
-    """The same, learning from gains that are not corrected for the positions they were earned at.
+    """The same, learning as if every position were looked at alike.
 
     Args:
         examination: [position] the chances that the gains were divided by; the last repeats.
@@ -87,10 +88,15 @@ class WithoutPositionWeights(Grade):
         self._examination = examination
 
     def learn(self, requests: Requests, groups: Groups) -> None:
-        """One step of the trainer on the gains as they came."""
+        """One step of the trainer on the gains as they came; the likelihood has no offset."""
         position = np.minimum(np.arange(requests.values.shape[1]), len(self._examination) - 1)
         values = requests.values * self._examination[position]
-        super().learn(requests._replace(values=values, ideal=ideal(values)), groups)
+        super().learn(
+            requests._replace(
+                values=values, ideal=ideal(values), examination=np.ones_like(requests.examination)
+            ),
+            groups,
+        )
 
 
 WITHOUT: Final[Mapping[str, Mapping[str, Any]]] = {

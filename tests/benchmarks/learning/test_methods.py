@@ -1,6 +1,7 @@
 """Every method plays a few blocks, and does what its name says where that is known by hand."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from benchmarks.learning.ours import Grade
 from benchmarks.learning.peers import entropy
 from benchmarks.learning.play import play
 from benchmarks.learning.worlds import SimulatedWorld, WorldSettings
+from policy.batch import Batch, Requests
+from policy.trainer import NOTHING, StepReport, Trainer
 from policy.trainer_settings import TrainerSettings
 
 SMALL = WorldSettings(objectives=3, candidates=12, shown=4)
@@ -93,6 +96,30 @@ def test_position_weights_left_out_change_what_is_learned() -> None:
         play(world, chosen, 640, seed=100, checkpoints=())
         served.append(chosen.means(world.block(0, 64).features))
     assert not np.allclose(served[0], served[1])
+
+
+def test_without_position_weights_no_position_is_told_from_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gains are those that were earned, and the likelihood has no offset of examination."""
+    learned: dict[str, list[Requests]] = {"ours": [], "no_position": []}
+    for name, seen in learned.items():
+        monkeypatch.setattr(Trainer, "learn", _noting(seen))
+        world = SimulatedWorld(SMALL, seed=100)
+        play(world, method(name, world), 64, seed=100, checkpoints=())
+    (weighted,), (plain,) = learned.values()
+    assert (weighted.examination[:, 1:] < 1).any()
+    assert (plain.examination == 1).all()
+    np.testing.assert_allclose(plain.values, weighted.values * world.examination[:4], rtol=1e-12)
+
+
+def _noting(seen: list[Requests]) -> Callable[..., StepReport]:
+    def learn(_: Trainer, batch: Batch, *, slot: int, version: int) -> StepReport:
+        assert slot == version
+        seen.append(batch.requests)
+        return NOTHING
+
+    return learn
 
 
 def test_ours_tells_what_the_trainer_reports() -> None:
