@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.initial import CONCENTRATION_BOUNDS, MEAN_FLOOR, initial_parameters
-from policy.network import FIXED, PolicyNetwork, configure_torch, mixed_mean
+from policy.network import FIXED, PolicyNetwork, configure_torch, dropout, mixed_mean
 from serving.serving_policy import ServingPolicy
 from tests.policy.forward import forward
 from tests.policy.groups import make_schema
@@ -99,3 +99,28 @@ def test_torch_is_configured_to_repeat() -> None:
     configure_torch()
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_dropout_leaves_units_out_and_keeps_what_is_expected() -> None:
+    kept = dropout(np.random.default_rng(0), requests=400, hidden=64, share=0.6)
+    assert kept is not None
+    for layer in kept:
+        values, counts = np.unique(layer.numpy(), return_counts=True)
+        assert values.tolist() == [0.0, 1 / (1 - 0.6)]
+        # Four standard deviations of a mean of 25,600 units.
+        assert abs(counts[0] / layer.numel() - 0.6) < 4 * math.sqrt(0.6 * 0.4 / layer.numel())
+    assert (kept[0] != kept[1]).any()
+    assert dropout(np.random.default_rng(0), requests=4, hidden=64, share=0.0) is None
+
+
+def test_a_hidden_unit_that_is_left_out_says_nothing() -> None:
+    network = PolicyNetwork(wild_parameters(1, features=3, objectives=3, spread=1.0))
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3)))
+    nothing = torch.zeros((2, 64), dtype=torch.float64)
+    heads = network.heads(features, (nothing + 1, nothing))
+    bias = network.get_parameter("mean_bias").detach()
+    assert torch.equal(heads.contextual_logits, bias.expand(2, -1))
+    assert torch.equal(
+        network.heads(features, (nothing + 1, nothing + 1)).contextual_logits,
+        network.heads(features).contextual_logits,
+    )

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from grade.v1.reward_group_pb2 import RewardGroup
 
+from policy.batch import Batch, collate
 from policy.fusion import fuse, rank
 from policy.schema import Schema
 from policy.trainer import StepReport, Trainer
@@ -56,6 +57,16 @@ class World:
                 )
             )
         return groups
+
+    def collated(self, groups: list[RewardGroup]) -> Batch:
+        """The groups of a slot as arrays, every item among them."""
+        batch = collate(self._schema, groups)
+        assert batch is not None
+        return batch
+
+    def batch(self, trainer: Trainer, requests: int) -> Batch:
+        """A slot as arrays; see `slot`."""
+        return self.collated(self.slot(trainer, requests))
 
     def live(self, trainer: Trainer, slots: int) -> StepReport:
         """Let slots pass, each learned from at once; returns the last report."""
