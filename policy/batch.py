@@ -44,6 +44,10 @@ class Requests(NamedTuple):
     ideal: Floats
     """[request] largest discounted cumulative gain of any order, in gain units."""
 
+    def at(self, rows: npt.NDArray[np.intp]) -> "Requests":
+        """Some of the requests, by their numbers."""
+        return Requests._make(each[rows] for each in self)
+
 
 class Served(NamedTuple):
     """The groups that were served for those requests, of different sizes, padded."""
