@@ -17,7 +17,7 @@ from evaluation.warm_start import SAMPLED, STATIC, WARM, Judged, held_out_rows, 
 from policy import policy_file
 from policy.durable_file import replace_file
 from policy.errors import SettingsError
-from policy.logged_fit import OBJECTIVES, WarmStartSettings
+from policy.logged_fit import CHOICES, WarmStartSettings
 from policy.policy_file import PolicyFile
 from policy.schema import Schema
 
@@ -35,7 +35,8 @@ def warmstart(
         str,
         typer.Option(
             help="What is made small: likelihood (listwise, of where the gains of a list fell), "
-            "lambda (LambdaLoss, pairwise) or direct (a smooth NDCG)."
+            "lambda (LambdaLoss, pairwise), direct (a smooth NDCG), or best: static and "
+            "contextual part each by the one that ranks best for users left out."
         ),
     ] = WarmStartSettings().objective,
     exploration_budget: Annotated[
@@ -95,8 +96,8 @@ def figures(judged: Judged, settings: WarmStartSettings, schema: Schema) -> dict
         "units_judged": judged.units,
         "gate": learned.gate,
         "value_by_gate": {f"{gate:g}": value for gate, value in learned.held_out.items()},
-        "static_steps": learned.static_steps,
-        "contextual_steps": learned.contextual_steps,
+        "static": learned.static._asdict(),
+        "contextual": learned.contextual._asdict(),
         "concentration": learned.exploration.concentration,
         "exploration_budget": settings.exploration_budget,
         "exploration_cost": learned.exploration.cost,
@@ -118,6 +119,11 @@ def sentences(judged: Judged, settings: WarmStartSettings) -> list[str]:
     learned, exploration = judged.learned, judged.learned.exploration
     values = ", ".join(f"{gate:g}: {value:.4f}" for gate, value in learned.held_out.items())
     told = [
+        "learned by "
+        + ", ".join(
+            f"{part}: {decided.objective}, {decided.steps} steps"
+            for part, decided in (("static", learned.static), ("contextual", learned.contextual))
+        ),
         f"gate {learned.gate:g}: the context moves the weights that far (value of users left out, "
         f"by gate: {values})",
         f"concentration {exploration.concentration:.1f}: sampling costs {exploration.cost:.2%} of "
@@ -142,9 +148,10 @@ def sentences(judged: Judged, settings: WarmStartSettings) -> list[str]:
 
 
 def _settings(objective: str, budget: float, held_out: float, seed: int) -> WarmStartSettings:
-    if objective not in OBJECTIVES:
+    chosen = next((each for each in CHOICES if each == objective), None)
+    if chosen is None:
         raise SettingsError(
-            f"--objective: expected one of {', '.join(OBJECTIVES)}, seen {objective!r}"
+            f"--objective: expected one of {', '.join(CHOICES)}, seen {objective!r}"
         )
     if not 0 < budget < 1:
         raise SettingsError(
@@ -152,7 +159,6 @@ def _settings(objective: str, budget: float, held_out: float, seed: int) -> Warm
         )
     if not 0.01 <= held_out <= 0.9:
         raise SettingsError(f"--held-out: expected a share from 0.01 to 0.9, seen {held_out:g}")
-    chosen = next(each for each in OBJECTIVES if each == objective)
     return WarmStartSettings(objective=chosen, exploration_budget=budget, seed=seed)
 
 

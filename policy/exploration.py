@@ -4,6 +4,7 @@ import math
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from policy.batch import Requests, posteriors
 from policy.dirichlet import draw_simplex, keyed_generator, simplex_to_weights
@@ -30,6 +31,15 @@ class Exploration(NamedTuple):
     """Sum of alpha."""
     cost: float
     """Share of value that is lost, see `cost_of_sampling`; below 0 if sampling is worth more."""
+
+
+def evenly(count: int, most: int) -> npt.NDArray[np.intp]:
+    """All numbers below a count, or so many at most, evenly spread.
+
+    >>> evenly(3, 5).tolist(), evenly(9, 3).tolist()
+    ([0, 1, 2], [0, 4, 8])
+    """
+    return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
 
 
 def cost_of_sampling(
@@ -85,8 +95,7 @@ def fit_concentration(
         exceed the budget.
     """
     rows = np.flatnonzero(requests.values.any(axis=1))
-    if len(rows) > MOST_REQUESTS:
-        rows = rows[np.linspace(0, len(rows) - 1, MOST_REQUESTS).astype(np.intp)]
+    rows = rows[evenly(len(rows), MOST_REQUESTS)]
     spoken, means = requests.at(rows), mean[rows]
 
     def at(share: float) -> Exploration:

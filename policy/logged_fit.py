@@ -20,7 +20,11 @@ from policy.schema import Schema
 from policy.smooth_ndcg_loss import smooth_ndcg_loss
 
 Objective = Literal["likelihood", "lambda", "direct"]
+"""`policy.listwise`, `policy.lambda_loss` or `policy.smooth_ndcg_loss`."""
 OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
+Choice = Literal["best", "likelihood", "lambda", "direct"]
+"""An objective, or for each part of the mean the one that ranks held-out requests best."""
+CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
 
 CONTEXTUAL: Final = (
     *("hidden0_weight", "hidden0_bias", "hidden1_weight", "hidden1_bias"),
@@ -35,8 +39,8 @@ _SECOND_DECAY = 0.99
 class WarmStartSettings:
     """How to learn from a log."""
 
-    objective: Objective = "likelihood"
-    """What is made small: `policy.listwise`, `policy.lambda_loss` or `policy.smooth_ndcg_loss`."""
+    objective: Choice = "best"
+    """What is made small."""
     seed: int = 0
     """Of the initial parameters and of every draw."""
     steps: int = 1_200
@@ -65,7 +69,8 @@ class LoggedFit:
         requests: with outcomes.
         gains: [request, item] theirs, over examination, in units of an ideal.
         start: serving tensors to begin with, by name.
-        settings: how to learn.
+        objective: what is made small.
+        settings: how to learn; their objective is not looked at.
     """
 
     def __init__(
@@ -74,9 +79,11 @@ class LoggedFit:
         requests: Requests,
         gains: Floats,
         start: Mapping[str, Floats],
+        objective: Objective,
         settings: WarmStartSettings,
     ) -> None:
         self._settings, self._requests, self._gains = settings, requests, gains
+        self._chosen = objective
         self._network = PolicyNetwork(start)
         self._average = PolicyNetwork(start).requires_grad_(False)
         floors = schema.floors()
@@ -147,11 +154,11 @@ class LoggedFit:
         examination: Tensor,
         sharpness: Tensor,
     ) -> Tensor:
-        if self._settings.objective == "likelihood":
+        if self._chosen == "likelihood":
             return listwise_loss(
                 weights, signals, present, gains * examination, examination, sharpness
             )
         fused = torch.einsum("rm,rim->ri", weights, signals)
-        if self._settings.objective == "lambda":
+        if self._chosen == "lambda":
             return lambda_loss(sharpness * fused, gains, present)
         return smooth_ndcg_loss(fused, gains, present)

@@ -1,13 +1,13 @@
 """Stage 1: a policy learned from logged requests, before it serves any.
 
 The policy function is the one that stage 2 goes on learning (`policy/network.py`): a static and a
-contextual part, each learned on its own by one objective of learning to rank. How long each is
-learned, and how far the gate between them opens, is decided by requests that had no part in it:
-cross-validation by unit. Then both are learned from all requests, as long as was decided.
+contextual part, each learned by an objective of learning to rank. By which one, for how many steps,
+and how far the gate between them opens, is decided by requests that had no part in it:
+cross-validation by unit. Then both are learned from all requests, as was decided.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,27 @@ from grade.v1.refused_pb2 import Reason
 from policy.batch import Requests, posteriors
 from policy.dirichlet import simplex_to_weights
 from policy.errors import DataError
-from policy.exploration import Exploration, fit_concentration
+from policy.exploration import Exploration, evenly, fit_concentration
 from policy.fusion import Floats
 from policy.initial import initial_parameters
-from policy.logged_fit import CONTEXTUAL, LoggedFit, WarmStartSettings
+from policy.logged_fit import CONTEXTUAL, OBJECTIVES, LoggedFit, Objective, WarmStartSettings
 from policy.network import PolicyNetwork, configure_torch, floored, mixed_mean
 from policy.running import ContextScale, Gate
 from policy.schema import Schema
 
+MOST_ASKED: Final = 20_000
+"""Held-out requests that decide, evenly spread over those there are."""
 _MEASURED_TOGETHER = 256
+
+Rows = npt.NDArray[np.intp]
+
+
+class Decided(NamedTuple):
+    """What a part of the mean is learned by."""
+
+    objective: Objective
+    steps: int
+    """0 leaves the part as it starts: at the declared baseline."""
 
 
 class WarmStart(NamedTuple):
@@ -35,21 +47,28 @@ class WarmStart(NamedTuple):
     """The serving tensors by name."""
     gate: float
     """Opening of the contextual part, in [0, 1]."""
-    static_steps: int
-    """Steps that the static part was learned; 0 leaves it at the declared baseline."""
-    contextual_steps: int
+    static: Decided
+    contextual: Decided
     held_out: dict[float, float]
     """Mean value of held-out requests by opening of the gate, in units of an ideal."""
     exploration: Exploration
 
 
 class _Checks(NamedTuple):
-    """What a fit said of held-out requests, at every check."""
+    """What every objective said of held-out requests, at every check: the candidates."""
 
+    candidates: list[Decided]
     static: Floats
-    """[check, request, objective] logits."""
+    """[candidate, request, objective] logits."""
     contextual: Floats
-    """[check, request, objective] logits."""
+    """[candidate, request, objective] logits."""
+
+
+class _Chosen(NamedTuple):
+    static: Decided
+    contextual: Decided
+    gate: float
+    held_out: dict[float, float]
 
 
 def warm_start(
@@ -87,34 +106,25 @@ def warm_start(
     start = initial_parameters(schema, settings.seed)
     start["feature_mean"], start["feature_scale"] = measured(requests.features)
     gains = spoken.values / usual_gain(schema, requests)[speaking]
-    parts = np.unique(fold)
-    total = settings.steps * (len(parts) + 1)
 
-    shape = (settings.steps // settings.check_every + 1, len(speaking), schema.n_objectives)
-    checks = _Checks(np.zeros(shape), np.zeros(shape))
-    for number, part in enumerate(parts):
-        rows, held = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
-        fit = LoggedFit(schema, spoken.at(rows), gains[rows], start, settings)
-        for check in range(shape[0]):
-            checks.static[check, held], checks.contextual[check, held] = fit.logits(
-                spoken.features[held]
-            )
-            if check + 1 < shape[0]:
-                fit.advance(settings.check_every)
-            progress(number * settings.steps + check * settings.check_every, total)
-    chosen = _choose(schema, spoken, gains, start["mean_floor"], checks)
+    def fit(objective: Objective, rows: Rows) -> LoggedFit:
+        return LoggedFit(schema, spoken.at(rows), gains[rows], start, objective, settings)
 
-    tensors = dict(start)
-    fit = LoggedFit(schema, spoken, gains, start, settings)
-    for check in range(max(chosen.static, chosen.contextual) + 1):
-        learned = fit.tensors()
-        if check == chosen.static:
-            tensors["static_logits"] = learned["static_logits"]
-        if check == chosen.contextual:
-            tensors |= {name: learned[name] for name in CONTEXTUAL}
-        if check < max(chosen.static, chosen.contextual):
-            fit.advance(settings.check_every)
-        progress(len(parts) * settings.steps + check * settings.check_every, total)
+    objectives = OBJECTIVES if settings.objective == "best" else (settings.objective,)
+    # At most so many: the last two fits stop where it was decided.
+    total = settings.steps * (len(objectives) * len(np.unique(fold)) + 2)
+    counted = _Counted(progress, total)
+    asked = evenly(len(speaking), MOST_ASKED)
+    checks = _ask(spoken, fold, asked, objectives, settings, fit, counted)
+    chosen = _choose(schema, spoken.at(asked), gains[asked], start["mean_floor"], checks)
+
+    tensors, everything = dict(start), np.arange(len(speaking))
+    for decided, names in ((chosen.static, ("static_logits",)), (chosen.contextual, CONTEXTUAL)):
+        last = fit(decided.objective, everything)
+        for _ in _steps(last, decided.steps, settings.check_every, counted):
+            pass
+        learned = last.tensors()
+        tensors |= {name: learned[name] for name in names}
     tensors["gate"] = np.array([chosen.gate])
     exploration = fit_concentration(
         spoken,
@@ -126,12 +136,7 @@ def warm_start(
     tensors["concentration_bias"] = np.array([exploration.bias])
     progress(total, total)
     return WarmStart(
-        tensors,
-        chosen.gate,
-        chosen.static * settings.check_every,
-        chosen.contextual * settings.check_every,
-        chosen.held_out,
-        exploration,
+        tensors, chosen.gate, chosen.static, chosen.contextual, chosen.held_out, exploration
     )
 
 
@@ -152,19 +157,54 @@ def usual_gain(schema: Schema, requests: Requests) -> Floats:
 
 
 @torch.no_grad()
-def dirichlet_mean(tensors: dict[str, Floats], features: Floats) -> Floats:
+def dirichlet_mean(tensors: Mapping[str, Floats], features: Floats) -> Floats:
     """[request, objective] means of the served Dirichlets for contexts [request, feature]."""
     network = PolicyNetwork(tensors)
     heads = network.heads(torch.from_numpy(features))
     return floored(mixed_mean(heads, network.get_buffer("gate")), network.least_mean).numpy()
 
 
-class _Chosen(NamedTuple):
-    static: int
-    """Check at which the static part did best."""
-    contextual: int
-    gate: float
-    held_out: dict[float, float]
+class _Counted:
+    """Adds up steps for whoever watches."""
+
+    def __init__(self, progress: Callable[[int, int], object], total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, steps: int) -> None:
+        self._done += steps
+        self._progress(self._done, self._total)
+
+
+def _steps(fit: LoggedFit, steps: int, every: int, counted: _Counted) -> Iterator[int]:
+    """Let a fit take its steps; told before the first, and after every few of them."""
+    yield 0
+    for done in range(every, steps + 1, every):
+        fit.advance(every)
+        counted.add(every)
+        yield done
+
+
+def _ask(
+    spoken: Requests,
+    fold: Rows,
+    asked: Rows,
+    objectives: tuple[Objective, ...],
+    settings: WarmStartSettings,
+    fit: Callable[[Objective, Rows], LoggedFit],
+    counted: _Counted,
+) -> _Checks:
+    """Fit every objective once without each fold, and ask it about the fold's requests."""
+    steps = range(0, settings.steps + 1, settings.check_every)
+    candidates = [Decided(each, taken) for each in objectives for taken in steps]
+    static, contextual = np.zeros((2, len(candidates), len(asked), spoken.signals.shape[2]))
+    for part in np.unique(fold):
+        held = np.flatnonzero(fold[asked] == part)
+        for number, objective in enumerate(objectives):
+            tried = fit(objective, np.flatnonzero(fold != part))
+            taken = _steps(tried, settings.steps, settings.check_every, counted)
+            for at, _ in enumerate(taken, start=number * len(steps)):
+                static[at, held], contextual[at, held] = tried.logits(spoken.features[asked[held]])
+    return _Checks(candidates, static, contextual)
 
 
 def _choose(
@@ -189,5 +229,9 @@ def _choose(
     )
     gate = Gate(half_life=float("inf"))
     gate.add(by_opening)
-    held_out = dict(zip(Gate.OPENINGS, by_opening.mean(axis=0).tolist(), strict=True))
-    return _Chosen(static, contextual, gate.opening(), held_out)
+    return _Chosen(
+        checks.candidates[static],
+        checks.candidates[contextual],
+        gate.opening(),
+        dict(zip(Gate.OPENINGS, by_opening.mean(axis=0).tolist(), strict=True)),
+    )

@@ -15,7 +15,7 @@ from policy import policy_file
 from policy.errors import DataError, SchemaError, SettingsError
 from policy.exploration import Exploration
 from policy.logged_fit import WarmStartSettings
-from policy.warm_start import WarmStart
+from policy.warm_start import Decided, WarmStart
 from tests.evaluation.folders import SCHEMA_TOML, learnable_tables, tiny_schema, tiny_tables, write
 
 
@@ -74,8 +74,8 @@ def test_the_same_seed_writes_the_same_policy(data_dir: Path, tmp_path: Path) ->
 
 def test_wrong_options_are_named_before_anything_is_read(tmp_path: Path) -> None:
     nowhere = tmp_path / "none"
-    with pytest.raises(SettingsError, match=r"--objective: .* lambda, direct, seen 'best'"):
-        warmstart(nowhere, objective="best")
+    with pytest.raises(SettingsError, match=r"--objective: .* lambda, direct, seen 'good'"):
+        warmstart(nowhere, objective="good")
     for wrong in (0.0, 1.0, -0.5, float("nan")):
         with pytest.raises(SettingsError, match=r"--exploration-budget: expected a share between"):
             warmstart(nowhere, exploration_budget=wrong)
@@ -97,7 +97,8 @@ def test_a_folder_that_says_too_little_is_refused_and_nothing_is_written(
 
 def told(gate: float, less_static: Interval, cost: float) -> str:
     exploration = Exploration(0.0, 150.0, cost)
-    learned = WarmStart({}, gate, 60, 60, {0.0: 0.5, 1.0: 0.4}, exploration)
+    decided = Decided("lambda", 60)
+    learned = WarmStart({}, gate, decided, decided, {0.0: 0.5, 1.0: 0.4}, exploration)
     row = Row(Interval(0.5, 0.4, 0.6), less_static, [0.5, 0.5])
     judged = Judged(learned, 90, 10, 5, {STATIC: row, WARM: row})
     return " ".join(sentences(judged, WarmStartSettings(exploration_budget=0.02)))
@@ -105,6 +106,7 @@ def told(gate: float, less_static: Interval, cost: float) -> str:
 
 def test_what_did_not_come_off_is_said() -> None:
     well = told(1.0, Interval(0.02, 0.01, 0.03), 0.019)
+    assert "static: lambda, 60 steps" in well
     assert "sampling costs 1.90% of what" in well
     assert "does not rank better" not in well
     assert "more than the budget" not in well

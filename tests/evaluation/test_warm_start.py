@@ -26,7 +26,7 @@ from tests.evaluation.folders import (
     write,
 )
 
-QUICK = WarmStartSettings(steps=80, check_every=40)
+QUICK = WarmStartSettings(objective="likelihood", steps=80, check_every=40)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from policy.trainer import Trainer
 from policy.trainer_settings import TrainerSettings
 from policy.warm_start import WarmStart, dirichlet_mean, measured, usual_gain, warm_start
 
-QUICK = WarmStartSettings(steps=160, check_every=40, dropout=0.3)
+QUICK = WarmStartSettings(objective="likelihood", steps=160, check_every=40, dropout=0.3)
 
 
 def schema(normalise: str = "request") -> Schema:
@@ -62,10 +62,30 @@ def test_weights_by_the_context_are_found_and_let_in(objective: Objective) -> No
 def test_a_context_that_tells_nothing_stays_out(objective: Objective) -> None:
     found = learned(objective, False)
     assert found.gate == 0
-    assert found.static_steps > 0
+    assert found.static.steps > 0
     means = dirichlet_mean(found.tensors, np.array([[30.0, 0.0], [70.0, 0.0]]))
     assert means[:, 0] == pytest.approx([means[0, 0]] * 2)
     assert means[0, 0] > 0.555
+
+
+def test_the_best_is_what_ranks_held_out_requests_best() -> None:
+    """As each objective alone says of them."""
+    requests, folds = log(False)
+    quick = replace(QUICK, steps=80, objective="best")
+    found = warm_start(schema(), requests, folds, quick)
+    alone = {
+        each: warm_start(schema(), requests, folds, replace(quick, objective=each))
+        for each in OBJECTIVES
+    }
+    best = max(OBJECTIVES, key=lambda each: alone[each].held_out[0.0])
+    assert found.held_out[0.0] == alone[best].held_out[0.0]
+    assert found.static == alone[best].static
+    assert (
+        found.tensors["static_logits"].tobytes() == alone[best].tensors["static_logits"].tobytes()
+    )
+    best = max(OBJECTIVES, key=lambda each: alone[each].held_out[1.0])
+    assert found.contextual == alone[best].contextual
+    assert found.tensors["mean_weight"].tobytes() == alone[best].tensors["mean_weight"].tobytes()
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
@@ -106,7 +126,7 @@ def test_held_out_requests_that_say_the_opposite_leave_the_baseline() -> None:
     signals[half == 1, :, 0] *= -1
     opposed = requests._replace(signals=signals)
     found = warm_start(schema(), opposed, half, QUICK)
-    assert found.static_steps == 0
+    assert found.static.steps == 0
     assert found.gate == 0
     mean = dirichlet_mean(found.tensors, requests.features[:1])[0]
     assert mean == pytest.approx(initial_mean(schema()))
