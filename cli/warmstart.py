@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cli.data_folder import folder_and_schema
 from evaluation.answer import shown
-from evaluation.warm_start import SAMPLED, STATIC, WARM, Judged, held_out_rows, warm_start_judged
+from evaluation.warm_start import STATIC, WARM, Judged, held_out_rows, warm_start_judged
 from policy import policy_file
 from policy.durable_file import replace_file
 from policy.errors import SettingsError
@@ -75,7 +75,7 @@ def warmstart(
     checksum = policy_file.write(out, PolicyFile(known, judged.learned.tensors, 0, 0, 0)).hex()
     screen = Console()
     screen.print(_table(judged))
-    for sentence in sentences(judged, settings):
+    for sentence in (_mean_weights(judged, known), *sentences(judged, settings)):
         screen.print(sentence, highlight=False, markup=False)
     typer.echo(f"{out} (sha256 {checksum[:16]}…): start from it with `grade import {out}`")
     if json_file is not None:
@@ -170,11 +170,15 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
+def _mean_weights(judged: Judged, schema: Schema) -> str:
+    weights = zip(schema.objectives, judged.rows[WARM].mean_weights, strict=True)
+    return "mean weights: " + ", ".join(f"{each.name} {weight:.2f}" for each, weight in weights)
+
+
 def _table(judged: Judged) -> Table:
     table = Table()
     for column in ("ranked by", "NDCG \\[95 %]", f"less {STATIC} \\[95 %]"):
         table.add_column(column, no_wrap=True)
-    table.add_column("mean weights")
     table.title = (
         f"{judged.trained:,} requests learned from; judged on {judged.requests:,} with any gain "
         f"of {judged.units:,} other users"
@@ -185,6 +189,5 @@ def _table(judged: Judged) -> Table:
             name,
             f"{value} \\[{low}, {high}]",
             "" if name == STATIC else shown(row.less_static).replace("[", "\\["),
-            "" if name == SAMPLED else " ".join(f"{weight:.2f}" for weight in row.mean_weights),
         )
     return table

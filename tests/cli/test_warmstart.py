@@ -1,12 +1,13 @@
-"""`grade warmstart`: what it prints, writes and refuses; that its file imports is an integration
-test's affair, that it would be served is this one's."""
+"""`grade warmstart`: what it prints, writes and refuses, and that a system starts from its file."""
 
 import json
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 
 import cli.warmstart
+from cli.policy_file import import_policy
 from cli.warmstart import sentences, warmstart
 from evaluation.bootstrap import Interval
 from evaluation.target_policy import PolicyTarget, read_target
@@ -16,7 +17,10 @@ from policy.errors import DataError, SchemaError, SettingsError
 from policy.exploration import Exploration
 from policy.logged_fit import WarmStartSettings
 from policy.warm_start import Decided, WarmStart
+from stream.connection import Connection
+from stream.generations import read_generations
 from tests.evaluation.folders import SCHEMA_TOML, learnable_tables, tiny_schema, tiny_tables, write
+from tests.kafka import create_fresh
 
 
 @pytest.fixture
@@ -55,10 +59,34 @@ def test_the_file_is_a_policy_that_would_be_served(
     assert figures["requests_learned_from"] + figures["requests_judged"] == 240
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{ranked_by['warm start']['ndcg']['value']:.4f}" in printed
+    p, q = ranked_by["warm start"]["mean_weights"]
+    assert f"mean weights: p {p:.2f}, q {q:.2f}" in printed
     assert f"gate {figures['gate']:g}:" in printed
     assert "budget 2.00%" in printed
     assert f"grade import {out}" in printed
     assert f"sha256 {figures['sha256'][:16]}" in printed
+
+
+def test_a_system_starts_from_the_file(
+    data_dir: Path,
+    tmp_path: Path,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    warmstart(data_dir, out=tmp_path / "warm.safetensors")
+    topics = create_fresh(connection, window_ms=600_000, late_ms=1_200_000)
+    monkeypatch.setenv("GRADE_BOOTSTRAP_SERVERS", connection.bootstrap_servers)
+    monkeypatch.setenv("GRADE_TOPIC_PREFIX", topics.prefix)
+    monkeypatch.setenv("GRADE_PARTITIONS", "2")
+    import_policy(tmp_path / "warm.safetensors", schema=data_dir / "policy.toml")
+    said = "generation 1 of policy 'tiny' starts from the warm start in warm.safetensors"
+    assert said in capsys.readouterr().out
+    (begun,) = read_generations(connection, topics, "tiny")
+    assert begun.note == "imported the warm start in warm.safetensors"
+    started = safetensors.numpy.load(begun.initial_parameters)
+    for name, tensor in policy_file.read(tmp_path / "warm.safetensors").tensors.items():
+        assert started[name].tobytes() == tensor.tobytes()
 
 
 def test_the_same_seed_writes_the_same_policy(data_dir: Path, tmp_path: Path) -> None:
