@@ -67,7 +67,7 @@ class Asked(NamedTuple):
 def run(full: bool) -> dict[str, float]:
     """One seed of each world; in full five of the marketplace and two of the semi-real one.
 
-    That is 5 or 13 CPU-minutes, one process per core.
+    That is 5 or 17 CPU-minutes, one process per core.
     """
     many, some = (5, 2) if full else (1, 1)
     return measure({"base": many, "semireal": some, "kuairand": 1})
