@@ -19,6 +19,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "marketplace": "benchmarks.marketplace_in_memory",
     "learnable": "benchmarks.learnable",
     "off_policy": "benchmarks.off_policy",
+    "warmstart": "benchmarks.warm_start",
 }
 """Module of each benchmark by name."""
 

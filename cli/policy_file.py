@@ -85,7 +85,7 @@ def export_policy(
 
 
 def import_policy(
-    file: Annotated[Path, typer.Argument(help="A file that `grade export` has written.")],
+    file: Annotated[Path, typer.Argument(help="A file of `grade export` or `grade warmstart`.")],
     schema: SchemaPath = None,
     policy: PolicyName = None,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
@@ -113,7 +113,7 @@ def import_policy(
     known = read_generations(connection, topics, target.policy)
     if known:
         _require_broker_time(settings)
-    of = f"version {source.epoch}:{source.version} in {file.name}"
+    of = f"{_what(source)} in {file.name}"
     begun = begin(
         connection,
         topics,
@@ -128,6 +128,13 @@ def import_policy(
     typer.echo(f"generation {begun.generation} of policy {target.policy!r} starts from {of}")
     for change in schema_changes(source.schema, target):
         typer.echo(f"  adopted: {change}")
+
+
+def _what(source: PolicyFile) -> str:
+    """A version of a system; a file that no system has written names none."""
+    if source.epoch:
+        return f"version {source.epoch}:{source.version}"
+    return "the warm start"
 
 
 def _newest_kept(lineage: object) -> bool:

@@ -156,8 +156,10 @@ class Settings(BaseSettings):
     """The reference: where the epoch began, a slow average of the learned, or a regular copy."""
     learn_fresh_steps: Steps = 1
     """Steps per slot on groups drawn anew for the slot's own requests."""
-    learn_replay_steps: Steps = 6
-    """Steps per slot on past requests."""
+    learn_replay_steps: Steps = 8
+    """Most steps per slot on past requests, in the long run; at first twice as many."""
+    learn_feature_noise: Weight = 0.6
+    """Noise on a past request's features when it is replayed, in their standard deviations."""
     learn_replay_slots: CountOrOff = None
     """Slots with groups after which a past request is not replayed any more; `off`: never."""
     learn_dropout: Annotated[Weight, Field(lt=1)] = 0.6

@@ -151,6 +151,7 @@ def trainer_settings(settings: Settings) -> TrainerSettings:
         fresh_steps=settings.learn_fresh_steps,
         replay_steps=settings.learn_replay_steps,
         replay_slots=settings.learn_replay_slots,
+        feature_noise=settings.learn_feature_noise,
         average=settings.learn_average,
         combine=settings.learn_combine,
         prior_weight=settings.learn_prior_weight,

@@ -25,7 +25,8 @@ def listwise_loss(
         present: [request, item] whether there is an item.
         gains: [request, item] as they were earned, in units of an ideal.
         examination: [request, item] chance that the item's position is looked at, in (0, 1].
-        sharpness: [1] how much a difference of fused scores says, > 0; it is learned along.
+        sharpness: [1] or [request, 1] how much a difference of fused scores says, > 0; it is
+            learned along.
 
     Returns:
         scalar: mean over requests of the cross-entropy, weighted by the gains; in nats times gains.

@@ -205,7 +205,8 @@ class Trainer:
         score, drifted = self._drift.score(), self._drift.fired()
         if drifted:
             self._begin_anew()
-        self._past.add(requests.earned(), slot=self._slots)
+        earned = requests.earned()
+        self._past.add(earned, slot=self._slots)
         self._measure(requests)
 
         old = stale(served.versions, self._epoch, version, settings.staleness_cap)
@@ -213,10 +214,13 @@ class Trainer:
         rows, members = self._served_members(served, counted)
         features = torch.from_numpy(requests.features)[rows]
         clipped, norms = [], []
-        for index in range(settings.steps):
+        replayed = settings.replay_steps_of(self._slots, len(earned.features))
+        for index in range(max(replayed, settings.served_epochs, settings.fresh_steps)):
             loss = torch.zeros((), dtype=torch.float64)
-            if index < settings.replay_steps and len(self._past):
-                loss = loss + self._past_loss(generator)
+            if index < replayed:
+                loss = loss + self._past_loss(
+                    generator, static=index < settings.replay_static_steps
+                )
             if index < settings.served_epochs:
                 served_loss, cut_off = self._served_loss(features, members)
                 loss = loss + served_loss * (len(rows) / len(old))
@@ -386,16 +390,24 @@ class Trainer:
             loss = loss + weight * self._groups_loss(features, part, members)
         return loss
 
-    def _past_loss(self, generator: np.random.Generator) -> Tensor:
-        """Loss of some past requests: the contextual part by their outcomes' likelihood."""
-        requests = self._past.draw(generator, self._settings.replay_requests)
+    def _past_loss(self, generator: np.random.Generator, *, static: bool) -> Tensor:
+        """Loss of some past requests: the contextual part by their outcomes' likelihood.
+
+        The static part learns in a few steps; groups for it are drawn only where it is asked for.
+        """
+        requests = self._blurred(
+            self._past.draw(generator, self._settings.replay_requests), generator
+        )
         if self._settings.replay_by == "groups":
             return self._fresh_loss(requests, generator)
         features = torch.from_numpy(requests.features)
         parts = self._parts(features, self._dropout(len(features), generator))
-        static = self._fresh_members(requests, parts.static.detach(), generator)
+        loss = torch.zeros((), dtype=torch.float64)
+        if static:
+            members = self._fresh_members(requests, parts.static.detach(), generator)
+            loss = self._groups_loss(features, parts.static, members)
         mean = parts.contextual / parts.contextual.sum(dim=-1, keepdim=True)
-        return self._groups_loss(features, parts.static, static) + listwise.listwise_loss(
+        return loss + listwise.listwise_loss(
             self._spare * mean + torch.from_numpy(self._floors),
             torch.from_numpy(requests.signals),
             torch.from_numpy(requests.present),
@@ -404,6 +416,20 @@ class Trainer:
             ),
             torch.from_numpy(requests.examination),
             self._sharpness.exp(),
+        )
+
+    def _blurred(self, requests: Requests, generator: np.random.Generator) -> Requests:
+        """Past requests with noise on their features, so that none is learned by heart.
+
+        Reference: Bishop, "Training with noise is equivalent to Tikhonov regularization", Neural
+        Computation 7, 1995.
+        """
+        if not self._settings.feature_noise:
+            return requests
+        _, scale = self._scale.mean_and_scale()
+        noise = generator.standard_normal(requests.features.shape, dtype=np.float32)
+        return requests._replace(
+            features=requests.features + self._settings.feature_noise * scale * noise
         )
 
     def _parts(self, features: Tensor, kept: Kept = None) -> _Parts:

@@ -1,5 +1,6 @@
 """How a policy is learned; apart from the trainer, so that it can be read without torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -66,8 +67,16 @@ class TrainerSettings:
     """Steps on groups drawn anew from the current policy for the slot's requests."""
     fresh_members: int = 8
     """Members of a group that is drawn anew."""
-    replay_steps: int = 6
-    """Steps on past requests."""
+    feature_noise: float = 0.6
+    """Standard deviations of noise on a past request's features whenever it is replayed."""
+    replay_steps: int = 8
+    """Most steps per slot on past requests, in the long run."""
+    replay_first: float = 2.0
+    """How many times as many at first: this / (1 + slots learned / 100), at least 1."""
+    replay_static_steps: int = 3
+    """Those of them in which the static part learns as well: a group costs as much as the rest."""
+    replays: float = 100.0
+    """Past requests drawn per new one with an outcome: small slots take fewer steps."""
     replay_requests: int = 128
     """Past requests per such step."""
     replay_items: int = 100_000
@@ -86,10 +95,23 @@ class TrainerSettings:
     drift_threshold: float = 5.0
     """Standard errors by which the lead over uniform weights falls before learning begins anew."""
 
-    @property
-    def steps(self) -> int:
-        """Gradient steps per slot."""
-        return max(self.served_epochs, self.fresh_steps, self.replay_steps)
+    def replay_steps_of(self, slots: int, new: int) -> int:
+        """Steps on past requests in one slot.
+
+        At first there is more to learn than new requests alone would ask for; in the long run a
+        request is replayed about so often whether slots are short or long, up to a limit of work.
+
+        Args:
+            slots: learned before it.
+            new: its requests with an outcome.
+
+        >>> TrainerSettings().replay_steps_of(0, 64), TrainerSettings().replay_steps_of(0, 2)
+        (16, 2)
+        >>> TrainerSettings().replay_steps_of(300, 64), TrainerSettings().replay_steps_of(300, 0)
+        (8, 0)
+        """
+        most = self.replay_steps * max(1.0, self.replay_first / (1 + slots / 100))
+        return min(round(most), math.ceil(self.replays * new / self.replay_requests))
 
 
 def trainer_settings_of(settings: Mapping[str, Any]) -> TrainerSettings:

@@ -24,12 +24,19 @@ class Grade:
         schema: the policy's schema.
         settings: how to learn.
         members: of a group.
+        start: serving tensors to start from, by name; the declared baseline if left out.
     """
 
-    def __init__(self, schema: Schema, settings: TrainerSettings, members: int = 8) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        settings: TrainerSettings,
+        members: int = 8,
+        start: Mapping[str, Floats] | None = None,
+    ) -> None:
         self._floors = schema.floors()
         self._members = members
-        self._trainer = Trainer(schema, settings)
+        self._trainer = Trainer(schema, settings, start=start)
         self._versions = 0
         self._report: StepReport | None = None
         self._serve()

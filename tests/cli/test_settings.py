@@ -91,6 +91,7 @@ LEARNING = {
     "format_weight": 0.5,
     "staleness_cap": 0,
     "replay_slots": 400,
+    "feature_noise": 0.25,
 }
 
 

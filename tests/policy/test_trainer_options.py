@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from policy.batch import Batch
 from policy.checkpoint import digest
 from policy.initial import initial_parameters
-from policy.network import FIXED
+from policy.network import FIXED, Heads, Kept, PolicyNetwork
 from policy.trainer import Trainer
 from policy.trainer_settings import TrainerSettings
 from tests.policy.groups import make_schema
@@ -295,3 +296,44 @@ def test_groups_without_outcome_are_learned_from_the_same_read_or_not() -> None:
         assert reading.learn(world.collated(groups), slot=slot) == report
         assert report.informative_groups > sum(bool(group.conversions) for group in groups)
     assert digest(reading.state()) == digest(not_reading.state())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.6])
+def test_a_past_request_is_blurred_whenever_it_is_replayed(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer(feature_noise=noise, replay_steps=4, fresh_steps=0, served_epochs=0)
+    asked: list[np.ndarray[Any, np.dtype[np.float64]]] = []
+    heads = PolicyNetwork.heads
+
+    def seen(network: PolicyNetwork, features: Tensor, kept: Kept = None) -> Heads:
+        asked.append(features.numpy().copy())
+        return heads(network, features, kept)
+
+    monkeypatch.setattr(PolicyNetwork, "heads", seen)
+    batch = pairs([[1.0, 0.0]] * 64)
+    trainer.learn(batch, slot=0)
+    replayed = [features for features in asked if len(features) == 128]
+    assert len(replayed) > 1
+    # All requests have the same features, so whatever differs is noise; its scale is 1 where
+    # features do not vary.
+    moved = np.stack(replayed) - batch.requests.features[0]
+    assert moved.std() == pytest.approx(noise, rel=0.1)
+    assert abs(moved.mean()) <= 0.1 * noise
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_request_is_replayed_as_often_in_short_slots_as_in_long_ones(
+    short: int, slots: int
+) -> None:
+    settings = TrainerSettings(replay_steps=10_000)
+    together = settings.replay_steps_of(0, short * slots)
+    apart = slots * settings.replay_steps_of(0, short)
+    assert together <= apart < together + slots  # every slot rounds up
+
+
+def test_steps_on_past_requests_become_fewer_down_to_a_limit() -> None:
+    settings = TrainerSettings(replay_steps=5, replay_first=3.0)
+    steps = [settings.replay_steps_of(slots, 10_000) for slots in (0, 50, 100, 200, 100_000)]
+    assert steps == [15, 10, 8, 5, 5]
+    assert TrainerSettings(replay_steps=0).replay_steps_of(0, 100) == 0
